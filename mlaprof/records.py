@@ -1,0 +1,225 @@
+"""The vocabulary that crosses a process or disk border: Point, Job, Measurement, Environment, Manifest, Run.
+
+The line on the worker's pipe and the row on disk are the same record, written by `encode` and read by `decode`.
+Seconds, bytes, hertz, watts, degrees Celsius.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer
+
+from mlaprof.kernels.tiles import label
+from mlaprof.study import BatchSpec, LayerSpec, MeasureSpec, Mode, Phase, TileChoice
+
+Kind = Literal["timing", "memory", "compile"]
+Status = Literal["ok", "compiled", "skipped", "failed", "incorrect"]
+Stage = Literal["plan", "build", "compile", "capture", "verify", "measure", "worker"]
+Device = Literal["cpu", "cuda"]
+
+
+class Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def _unpack_samples(value: Any) -> Any:
+    if isinstance(value, str):
+        return tuple(np.frombuffer(base64.b64decode(value), dtype="<f4").tolist())
+    return value
+
+
+def _pack_samples(value: Sequence[float]) -> str:
+    return base64.b64encode(np.asarray(value, dtype="<f4").tobytes()).decode("ascii")
+
+
+Samples = Annotated[
+    tuple[float, ...],
+    BeforeValidator(_unpack_samples),
+    PlainSerializer(_pack_samples, return_type=str, when_used="json"),
+]
+"""Raw samples; float32 in base64 inside JSON (relative error 6e-8, far below any clock here)."""
+
+
+class Point(Record):
+    """One thing to measure, plain numbers only. tiles empty: every kernel's default."""
+
+    preset: str
+    phase: Phase
+    num_tokens: int
+    context_len: int
+    mode: Mode
+    tiles: tuple[TileChoice, ...] = ()
+
+    @property
+    def cell(self) -> str:
+        """What the arms of one comparison share: everything but mode and tiles."""
+        return f"{self.preset}/{self.phase}/t{self.num_tokens}/ctx{self.context_len}"
+
+    @property
+    def tiles_label(self) -> str:
+        """`sparse_attn=n64.w4.s3`, kernels joined by `+`; empty for the defaults."""
+        return "+".join(f"{choice.kernel}={label(choice.kernel, choice.values)}" for choice in self.tiles)
+
+    @property
+    def key(self) -> str:
+        """A readable sentence: test id, resume key, join key of compare, label in plots."""
+        return "/".join(part for part in (self.cell, self.mode, self.tiles_label) if part)
+
+
+class Job(Record):
+    """What one worker process does. timing: all arms of some cells; memory: one mode, all its sizes, largest
+    first; compile: tile facts for sm_90 without a GPU."""
+
+    kind: Kind
+    device: Device
+    layer: LayerSpec
+    batch: BatchSpec
+    measure: MeasureSpec
+    points: tuple[Point, ...]
+
+
+class Outcome(Record):
+    status: Status
+    stage: Stage = "measure"
+    reason: str = ""
+
+    @property
+    def usable(self) -> bool:
+        """A latency may be shown."""
+        return self.status == "ok"
+
+
+class Timing(Record):
+    """Raw samples of one arm, one entry a round in every series that is present."""
+
+    device_s: Samples  # CUDA events; on a CPU the wall time of the emulated step
+    submit_s: Samples  # host time to enqueue the step, no synchronisation inside
+    sm_clock_hz: Samples = ()  # the rest is empty without NVML
+    power_w: Samples = ()
+    temperature_c: Samples = ()
+    clock_event_reasons: tuple[int, ...] = ()  # NVML bit mask
+    cache: Literal["cold", "warm"]
+    clock: Literal["cuda_event", "perf_counter"]
+    warmup_s: float
+    first_call_s: float  # build, JIT and first run; never mixed in
+
+
+class MemoryUse(Record):
+    """Memory at one Point. All in bytes; None where this machine cannot tell."""
+
+    weights_bytes: int
+    caches_bytes: int
+    buffers_bytes: int  # inputs and attention metadata at fixed addresses
+    graph_pool_bytes: int  # private pool of this mode's graphs, all sizes up to now; 0 in eager modes
+    allocator_peak_bytes: int | None = None
+    nvml_process_bytes: int | None = None
+
+
+class KernelResources(Record):
+    """What the compiler says of one kernel with one tile configuration."""
+
+    kernel: str
+    tiles: str
+    target: str  # e.g. sm_90
+    registers: int  # a thread
+    stack_bytes: int  # a thread; above 0 means spills or local arrays
+    shared_bytes: int  # a block
+
+
+class GraphFacts(Record):
+    """How the mode ran the step."""
+
+    captured_segments: int
+    eager_segments: int
+    graph_launches: int  # a step
+    graph_nodes: int  # all segments together
+    capture_s: float
+    padded_tokens: int  # rows the captured part works on
+
+
+class Check(Record):
+    """One comparison that ran before any timing. value is compared with limit as `value <= limit`."""
+
+    name: str
+    value: float
+    limit: float
+
+    @property
+    def passed(self) -> bool:
+        return self.value <= self.limit  # False for NaN
+
+
+class Measurement(Record):
+    """What was seen at a Point by one kind of job. A failure is a Measurement too."""
+
+    point: Point
+    kind: Kind
+    outcome: Outcome
+    emulated: bool
+    recorded_at: str  # UTC, ISO 8601
+    timing: Timing | None = None
+    memory: MemoryUse | None = None
+    graph: GraphFacts | None = None
+    resources: tuple[KernelResources, ...] = ()
+    checks: tuple[Check, ...] = ()
+
+
+class Gpu(Record):
+    name: str
+    uuid: str
+    driver: str
+    compute_capability: str
+    memory_bytes: int
+    power_limit_w: float | None = None
+    sm_clock_max_hz: float | None = None
+
+
+class Environment(Record):
+    """Facts of the machine and the software; judging them is machine/checks.py."""
+
+    gpus: tuple[Gpu, ...]
+    nvml: str  # NVML's version, or why it is absent
+    cpu: str
+    cpu_count: int
+    memory_bytes: int
+    os: str
+    python: str
+    packages: dict[str, str]  # distribution -> version, of those that can change a number
+    kernel_source_sha256: str  # of kernels/*.py
+    git_commit: str | None = None
+    git_dirty: bool | None = None
+    variables: dict[str, str] = {}  # environment variables that change behaviour
+
+
+class Manifest(Record):
+    """The head of a run file."""
+
+    schema_version: int
+    run_id: str
+    created_at: str  # UTC, ISO 8601
+    mlaprof_version: str
+    command: tuple[str, ...]
+    device: Device
+    study_yaml: str  # the resolved Study
+    environment: Environment
+    planned: tuple[str, ...]  # "kind key" of every Measurement the plan will make, in run order
+
+
+class Run(Record):
+    manifest: Manifest
+    measurements: tuple[Measurement, ...]
+
+
+def encode(measurement: Measurement) -> str:
+    """One line of JSON."""
+    return measurement.model_dump_json(exclude_defaults=False)
+
+
+def decode(line: str | bytes) -> Measurement:
+    """The Measurement that `encode` wrote. Raises ValueError on anything else."""
+    return Measurement.model_validate(json.loads(line))

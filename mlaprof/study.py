@@ -1,0 +1,135 @@
+"""What was asked: a Study and its parts. Pure values; config.py reads them from YAML.
+
+Frozen pydantic models, because a Study and its LayerSpec are stored with the run and travel to the worker.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from mlaprof.kernels.tiles import Dims
+from mlaprof.shapes import LayerShape
+
+Phase = Literal["prefill", "decode", "mixed"]
+Mode = Literal["monolithic_eager", "monolithic_piecewise", "split_eager", "split_piecewise", "full"]
+
+PHASES: tuple[Phase, ...] = ("prefill", "decode", "mixed")
+MODES: tuple[Mode, ...] = ("monolithic_eager", "monolithic_piecewise", "split_eager", "split_piecewise", "full")
+DEFAULT_MODES: tuple[Mode, ...] = ("monolithic_eager", "split_piecewise", "full")
+MODE_SUMMARY: dict[Mode, str] = {
+    "monolithic_eager": "one op for the whole attention, no graph: the baseline",
+    "monolithic_piecewise": "one op excluded from capture, the rest captured: what upstream had before the split",
+    "split_eager": "Op 1 and Op 2, no graph: the split's own cost",
+    "split_piecewise": "Op 1 captured with its neighbours, Op 2 eager: what PR #12503 makes possible",
+    "full": "one graph for the whole step at a fixed batch shape",
+}
+
+PositiveInt = Annotated[int, Field(ge=1)]
+
+
+class Part(BaseModel):
+    """A piece of a Study: frozen, and a key it does not know is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class WeightsSpec(Part):
+    """Random weights from a seed, or layer `layer` of a Hugging Face checkpoint (a file or its folder)."""
+
+    seed: int = 0
+    safetensors: str | None = None
+    layer: Annotated[int, Field(ge=0)] = 0
+
+
+class LayerOptions(Part):
+    """Behaviour switches of the layer, under upstream's names."""
+
+    short_seq_mha_threshold: Annotated[int, Field(ge=0)] = 0  # tokens; 0 is off, upstream's default
+    skip_indexer_for_short_seqs: bool = True
+    indexer_max_chunk_size: PositiveInt = 32_768  # tokens
+    llama_4_scaling: bool = False  # refused: the DSA path would silently ignore it
+
+
+class LayerSpec(Part):
+    """What to build: shape, depth, weights and switches. The same for every Point of a Study."""
+
+    preset: str  # the preset's name, or the study's own name for its shape
+    shape: LayerShape
+    num_layers: PositiveInt = 1
+    mlp: Literal["none", "dense"] = "none"
+    weights: WeightsSpec = WeightsSpec()
+    options: LayerOptions = LayerOptions()
+
+
+class BatchSpec(Part):
+    """How num_tokens becomes requests. prefill: split over num_contexts; decode: next_n tokens a request;
+    mixed: num_generations requests of next_n tokens, the rest split over num_contexts."""
+
+    num_contexts: PositiveInt = 1
+    num_generations: PositiveInt = 4
+    next_n: Annotated[int, Field(ge=1, le=4)] = 1
+    seed: int = 0  # of hidden states, cache contents and page tables
+
+
+class MeasureSpec(Part):
+    """How a cell is timed."""
+
+    cache: Literal["cold", "warm"] = "cold"  # cold: L2 is flushed before each sample
+    min_samples: Annotated[int, Field(ge=30)] = 50
+    max_samples: PositiveInt = 500
+    min_time_s: Annotated[float, Field(ge=0)] = 0.2  # device time to accumulate, an arm
+    warmup_s: Annotated[float, Field(ge=0)] = 0.2  # of all arms in rotation
+    point_timeout_s: Annotated[float, Field(gt=0)] = 300.0  # one stage of one cell, in the worker
+    memory: bool = True  # one fresh process a mode for the memory ledger
+
+
+class TileChoice(Part):
+    """The tile configuration of one kernel, e.g. kernel sparse_attn, values {block_n: 64, num_warps: 4}."""
+
+    kernel: str
+    values: dict[str, int]
+
+
+class Axes(Part):
+    """The sweep's axes in the order of the Point key, each at least one value."""
+
+    phase: tuple[Phase, ...] = ("prefill",)
+    num_tokens: tuple[PositiveInt, ...]
+    context_len: tuple[Annotated[int, Field(ge=0)], ...] = (0,)  # tokens already cached, a request
+    mode: tuple[Mode, ...] = DEFAULT_MODES
+
+
+class Selector(Part):
+    """One include or exclude rule: a combination matches when it agrees with every field given."""
+
+    phase: Phase | None = None
+    num_tokens: PositiveInt | None = None
+    context_len: Annotated[int, Field(ge=0)] | None = None
+    mode: Mode | None = None
+
+
+class Study(Part):
+    """One sweep, fully resolved: presets looked up, generators expanded, command-line changes applied."""
+
+    name: str
+    layer: LayerSpec
+    axes: Axes
+    exclude: tuple[Selector, ...] = ()
+    include: tuple[Selector, ...] = ()
+    tiles: dict[str, tuple[TileChoice, ...]] = {}  # kernel -> alternatives to its default tiles
+    batch: BatchSpec = BatchSpec()
+    measure: MeasureSpec = MeasureSpec()
+
+
+def kernel_dims(shape: LayerShape) -> Dims:
+    """What the kernels' tile legality depends on, taken from the layer's shape."""
+    return Dims(
+        num_heads=shape.num_heads,
+        kv_lora_rank=shape.kv_lora_rank,
+        qk_rope_head_dim=shape.qk_rope_head_dim,
+        index_n_heads=shape.index_n_heads,
+        index_head_dim=shape.index_head_dim,
+        index_topk=shape.index_topk,
+    )
