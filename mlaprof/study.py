@@ -49,6 +49,7 @@ class LayerOptions(Part):
     short_seq_mha_threshold: Annotated[int, Field(ge=0)] = 0  # tokens; 0 is off, upstream's default
     skip_indexer_for_short_seqs: bool = True
     indexer_max_chunk_size: PositiveInt = 32_768  # tokens
+    max_seq_len: Annotated[int, Field(ge=0)] = 0  # width of decode's logits; 0 fits the longest request of a job
     llama_4_scaling: bool = False  # refused: the DSA path would silently ignore it
 
 

@@ -1,0 +1,69 @@
+"""What a registered op finds at run time: the layer behind a string index, and the batch's metadata.
+
+A custom op takes tensors and strings only, so the engine leaves the rest in a thread-local for the duration of a
+forward. Both are held weakly, as upstream does: a context must not keep a dead layer's weights alive.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from mlaprof.layer.metadata import AttnMetadata
+    from mlaprof.layer.mla import MLA
+
+_current = threading.local()
+
+
+class ForwardContext:
+    """Enter it around every forward, captured or not.
+
+    compiled is the engine's torch-compile flag: true while the layer runs under a graph optimizer, at run time too,
+    not only while Dynamo traces. It switches the short-MHA branch off.
+    """
+
+    __slots__ = ("_layers", "_metadata", "_outer", "compiled")
+
+    def __init__(self, layers: Mapping[str, MLA], metadata: AttnMetadata, *, compiled: bool) -> None:
+        self._layers = weakref.WeakValueDictionary(layers)
+        self._metadata = weakref.ref(metadata)
+        self._outer: ForwardContext | None = None
+        self.compiled = compiled
+
+    def __enter__(self) -> ForwardContext:
+        self._outer = getattr(_current, "context", None)
+        _current.context = self
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        _current.context = self._outer
+
+    @property
+    def metadata(self) -> AttnMetadata:
+        metadata = self._metadata()
+        if metadata is None:
+            raise RuntimeError("attention metadata: expected it to outlive the forward, got a dead reference")
+        return metadata
+
+    def layer(self, layer_idx: str) -> MLA:
+        layer = self._layers.get(layer_idx)
+        if layer is None:
+            raise RuntimeError(f"layer_idx: expected one of {sorted(self._layers)}, got {layer_idx!r}")
+        return layer
+
+
+def current() -> ForwardContext:
+    """The context of this thread's forward. Raises RuntimeError outside of one."""
+    context: ForwardContext | None = getattr(_current, "context", None)
+    if context is None:
+        raise RuntimeError(
+            "forward context: expected `with ForwardContext(...)` around the forward, got none"
+        )
+    return context

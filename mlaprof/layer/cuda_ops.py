@@ -1,0 +1,51 @@
+"""The CUDA side of the single-kernel ops: Triton launchers, tiles unpacked from the schema's integers."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor
+
+from mlaprof.kernels import act_quant, index_cache, index_convert, index_logits, sparse_attn, tiles
+
+_unpack = functools.cache(lambda kernel, packed: tiles.unpack(kernel, list(packed)))
+
+
+def _index_logits(
+    q: Tensor, k: Tensor, k_scale: Tensor, weights: Tensor, ks: Tensor, ke: Tensor, packed: list[int]
+) -> Tensor:
+    return index_logits.index_logits(q, k, k_scale, weights, ks, ke, _unpack("index_logits", tuple(packed)))
+
+
+def _paged_index_logits(
+    q: Tensor,
+    cache: Tensor,
+    weights: Tensor,
+    kv_lens: Tensor,
+    block_table: Tensor,
+    max_len: int,
+    packed: list[int],
+) -> Tensor:
+    choice = _unpack("paged_index_logits", tuple(packed))
+    return index_logits.paged_index_logits(q, cache, weights, kv_lens, block_table, max_len, choice)
+
+
+def _sparse_attn(
+    q: Tensor, cache: Tensor, indices: Tensor, scale: float, packed: list[int], out: Tensor
+) -> None:
+    sparse_attn.sparse_attn(q, cache, indices, scale, _unpack("sparse_attn", tuple(packed)), out=out)
+
+
+def register(library: torch.library.Library) -> None:
+    """Add the CUDA kernels of every single-kernel op to library."""
+    for name, launcher in (
+        ("index_logits", _index_logits),
+        ("paged_index_logits", _paged_index_logits),
+        ("sparse_attn", _sparse_attn),
+        ("act_quant", act_quant.act_quant),
+        ("update_index_cache", index_cache.update_index_cache),
+        ("gather_index_cache", index_cache.gather_index_cache),
+        ("convert_indices", index_convert.convert_indices),
+    ):
+        library.impl(name, launcher, "CUDA")

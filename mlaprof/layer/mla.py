@@ -1,0 +1,330 @@
+"""Multi-head latent attention with DeepSeek sparse attention, split as in TensorRT-LLM #12503.
+
+Op 1 (`dsa_proj`) is token-wise: it works on every row it is given, padding included, reads no metadata and touches no
+cache. Op 2 (`dsa_attn`) reads the batch: it cuts to the true token count, updates both caches, selects and attends.
+Everything between them travels as tensors; nothing is kept on the layer.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mlaprof.layer.cache import Caches
+from mlaprof.layer.context import ForwardContext
+from mlaprof.layer.indexer import Indexer
+from mlaprof.layer.linear import Linear, RMSNorm
+from mlaprof.layer.metadata import AttnMetadata
+from mlaprof.layer.ops import OPS
+from mlaprof.layer.rope import rotate
+from mlaprof.layer.tiling import LayerTiles
+from mlaprof.shapes import TOKENS_PER_BLOCK, LayerShape
+
+Form = Literal["split", "monolithic"]
+NUM_PROJ_TENSORS = 4  # q, compressed_kv, k_pe, latent_cache; the indexer's four follow
+
+
+class MLA(nn.Module):
+    """One attention layer of one tensor-parallel rank.
+
+    form "split" goes through Op 1 and Op 2, "monolithic" through the one in-place op. Plain MLA (no indexer) has only
+    the monolithic form.
+    """
+
+    def __init__(
+        self,
+        shape: LayerShape,
+        weights: dict[str, Tensor],
+        *,
+        layer_idx: int,
+        caches: Caches,
+        cos_sin: Tensor,
+        tiles: LayerTiles,
+        form: Form,
+        short_seq_mha_threshold: int = 0,
+    ) -> None:
+        super().__init__()
+        if form == "split" and not shape.is_dsa:
+            raise ValueError("form: expected 'monolithic' for plain MLA, got 'split'")
+        self.shape = shape
+        self.layer_number = layer_idx
+        self.layer_idx = str(layer_idx)  # custom ops take strings
+        self.caches = caches
+        self.cos_sin = cos_sin  # [max_positions, 2, rope/2] fp32
+        self.tiles = tiles
+        self.form = form
+        self.short_seq_mha_threshold = short_seq_mha_threshold
+        self.kv_a_proj_with_mqa = Linear(weights["kv_a_proj_with_mqa.weight"])
+        self.q_a_layernorm = RMSNorm(weights["q_a_layernorm.weight"], shape.rms_norm_eps)
+        self.kv_a_layernorm = RMSNorm(weights["kv_a_layernorm.weight"], shape.rms_norm_eps)
+        self.q_b_proj = Linear(weights["q_b_proj.weight"])
+        self.kv_b_proj = Linear(weights["kv_b_proj.weight"])  # all heads' k_nope rows, then all heads' v rows
+        self.o_proj = Linear(weights["o_proj.weight"])
+        self.indexer = Indexer(shape, weights) if shape.is_dsa else None
+        self.k_b_proj_trans: nn.Parameter | None = None
+        self.v_b_proj: nn.Parameter | None = None
+
+    def post_load_weights(self) -> None:
+        """Derive the absorbed weights and fuse the indexer's; run once after loading.
+
+        k_b_proj_trans [H, kv_lora, nope] and v_b_proj [H, v_head_dim, kv_lora], from kv_b_proj's two halves.
+        """
+        shape = self.shape
+        split = shape.num_heads * shape.qk_nope_head_dim
+        k_b = self.kv_b_proj.weight[:split].view(shape.num_heads, shape.qk_nope_head_dim, shape.kv_lora_rank)
+        v_b = self.kv_b_proj.weight[split:].view(shape.num_heads, shape.v_head_dim, shape.kv_lora_rank)
+        self.k_b_proj_trans = nn.Parameter(k_b.transpose(1, 2).contiguous(), requires_grad=False)
+        self.v_b_proj = nn.Parameter(v_b, requires_grad=False)  # a view: no second copy
+        if self.indexer is not None:
+            self.indexer.post_load_weights()
+
+    def variant(self, *, form: Form, tiles: LayerTiles) -> MLA:
+        """The same layer, weights and caches shared, run in another form or with other tiles."""
+        if form == "split" and not self.shape.is_dsa:
+            raise ValueError("form: expected 'monolithic' for plain MLA, got 'split'")
+        twin = copy.copy(self)
+        twin.form, twin.tiles = form, tiles
+        return twin
+
+    def forward(self, hidden_states: Tensor, position_ids: Tensor) -> Tensor:
+        """[T, hidden_size] bf16 to the same; T counts padding rows, whose results are undefined.
+
+        position_ids [T] int64. The attention output is allocated here, outside the excluded op, so that inside a
+        captured segment its address is stable.
+        """
+        width = self.shape.num_heads * self.shape.v_head_dim
+        output = hidden_states.new_empty((hidden_states.shape[0], width))
+        if self.form == "split":
+            parts = OPS.mla_dsa_proj(hidden_states, position_ids, self.layer_idx)
+            OPS.mla_dsa_attn_inplace(
+                parts[0],
+                parts[1],
+                parts[2],
+                parts[3],
+                parts[NUM_PROJ_TENSORS:],
+                position_ids,
+                self.layer_idx,
+                output,
+            )
+        else:
+            OPS.mla_custom_op_inplace(hidden_states, position_ids, self.layer_idx, output)
+        return self.o_proj(output)
+
+    def dsa_proj(self, hidden_states: Tensor, position_ids: Tensor, context: ForwardContext) -> list[Tensor]:
+        """Op 1. Eight tensors; four in the one case where short MHA covers a context-only batch, never compiled.
+
+        q [T, H * qk_head_dim], compressed_kv [T, kv_lora], k_pe [T, rope] not yet rotated, latent_cache
+        [T, kv_lora + rope], then `Indexer.pre_indexer_proj`'s four.
+        """
+        assert self.indexer is not None, "mla_dsa_proj: expected a layer with an indexer, got plain MLA"
+        qr, compressed_kv, k_pe = self._project(hidden_states)
+        parts = [self.q_b_proj(qr), compressed_kv, k_pe, torch.cat((compressed_kv, k_pe), dim=-1)]
+        if self._short_mha(context, position_ids) and context.metadata.num_generations == 0:
+            return parts
+        cos_sin = self.cos_sin[position_ids]
+        return [*parts, *self.indexer.pre_indexer_proj(qr, hidden_states, cos_sin)]
+
+    def dsa_proj_like(self, hidden_states: Tensor) -> list[Tensor]:
+        """Empty tensors of Op 1's shapes and dtypes, for its fake kernel."""
+        shape, rows = self.shape, hidden_states.shape[0]
+        model = [
+            hidden_states.new_empty((rows, width))
+            for width in (
+                shape.num_heads * shape.qk_head_dim,
+                shape.kv_lora_rank,
+                shape.qk_rope_head_dim,
+                shape.latent_dim,
+            )
+        ]
+        heads, dim, fp8 = shape.index_n_heads, shape.index_head_dim, torch.float8_e4m3fn
+        return [
+            *model,
+            hidden_states.new_empty((rows, heads, dim), dtype=fp8),
+            hidden_states.new_empty((rows, dim), dtype=fp8),
+            hidden_states.new_empty((rows, 1), dtype=torch.float32),
+            hidden_states.new_empty((rows, heads), dtype=torch.float32),
+        ]
+
+    def dsa_attn(
+        self,
+        q: Tensor,
+        compressed_kv: Tensor,
+        k_pe: Tensor,
+        latent_cache: Tensor,
+        indexer_intermediates: list[Tensor],
+        position_ids: Tensor,
+        context: ForwardContext,
+        output: Tensor,
+    ) -> None:
+        """Op 2: cut to the true token count, update both caches, select, attend; writes output[:num_tokens].
+
+        Rows of output beyond num_tokens are not touched.
+        """
+        assert self.indexer is not None, (
+            "mla_dsa_attn_inplace: expected a layer with an indexer, got plain MLA"
+        )
+        metadata = context.metadata
+        num_tokens, num_ctx = metadata.num_tokens, metadata.num_ctx_tokens
+        position_ids = position_ids[..., :num_tokens]
+        short = metadata.num_contexts > 0 and self._short_mha(context, position_ids)
+        topk: Tensor | None = None
+        if not (short and metadata.num_generations == 0):
+            q_fp8, k_fp8, k_scale, weights = (part[:num_tokens] for part in indexer_intermediates)
+            topk = self.indexer.sparse_attn_indexer(
+                metadata,
+                q_fp8,
+                k_fp8,
+                k_scale,
+                weights,
+                index_k_cache=self.caches.index_k[self.layer_number],
+                tiles=self.tiles,
+            )
+        cos_sin = self.cos_sin[position_ids]
+        self._append_latent(compressed_kv[:num_tokens], k_pe[:num_tokens], cos_sin, metadata)
+        if metadata.num_contexts:
+            if short:
+                self._dense_context(q[:num_ctx], cos_sin[:num_ctx], metadata, output[:num_ctx])
+            else:
+                assert topk is not None
+                self._absorbed(
+                    q[:num_ctx],
+                    cos_sin[:num_ctx],
+                    topk[:num_ctx],
+                    slice(0, num_ctx),
+                    metadata,
+                    output[:num_ctx],
+                )
+        if metadata.num_generations:
+            assert topk is not None
+            rows = slice(num_ctx, num_tokens)
+            self._absorbed(q[rows], cos_sin[rows], topk[rows], rows, metadata, output[rows])
+
+    def forward_impl(
+        self, hidden_states: Tensor, position_ids: Tensor, context: ForwardContext, output: Tensor
+    ) -> None:
+        """The monolith. DSA: Op 1's and Op 2's bodies one after the other; plain MLA: dense attention."""
+        if self.indexer is None:
+            self._plain_mla(hidden_states, position_ids, context.metadata, output)
+            return
+        parts = self.dsa_proj(hidden_states, position_ids, context)
+        q, compressed_kv, k_pe, latent_cache = parts[:NUM_PROJ_TENSORS]
+        self.dsa_attn(
+            q, compressed_kv, k_pe, latent_cache, parts[NUM_PROJ_TENSORS:], position_ids, context, output
+        )
+
+    def _plain_mla(
+        self, hidden_states: Tensor, position_ids: Tensor, metadata: AttnMetadata, output: Tensor
+    ) -> None:
+        # Unlike Op 1, the non-DSA form cuts to the true token count before it projects.
+        num_tokens, num_ctx = metadata.num_tokens, metadata.num_ctx_tokens
+        qr, compressed_kv, k_pe = self._project(hidden_states[:num_tokens])
+        q = self.q_b_proj(qr)
+        cos_sin = self.cos_sin[position_ids[..., :num_tokens]]
+        self._append_latent(compressed_kv, k_pe, cos_sin, metadata)
+        if metadata.num_contexts:
+            self._dense_context(q[:num_ctx], cos_sin[:num_ctx], metadata, output[:num_ctx])
+        if metadata.num_generations:
+            rows = slice(num_ctx, num_tokens)
+            self._absorbed(q[rows], cos_sin[rows], metadata.dense_topk[rows], rows, metadata, output[rows])
+
+    def _project(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(normed compressed q, normed compressed_kv, k_pe), one fused product for all three."""
+        shape = self.shape
+        fused = self.kv_a_proj_with_mqa(hidden_states)
+        q, compressed_kv, k_pe = fused.split(
+            (shape.q_lora_rank, shape.kv_lora_rank, shape.qk_rope_head_dim), dim=-1
+        )
+        # k_pe leaves Op 1 on its own storage: a view would pin the whole fused product in the graph's pool.
+        return self.q_a_layernorm(q), self.kv_a_layernorm(compressed_kv), k_pe.contiguous()
+
+    def _short_mha(self, context: ForwardContext, position_ids: Tensor | None) -> bool:
+        """Dense attention pays for short contexts. Off under compile, and tested on the total KV length: counting only
+        new tokens was a bug upstream (TensorRT-LLM #11677)."""
+        if context.compiled or self.short_seq_mha_threshold <= 0 or position_ids is None:
+            return False
+        metadata = context.metadata
+        effective_len = metadata.max_ctx_kv_len or metadata.num_ctx_tokens
+        return effective_len <= self.short_seq_mha_threshold
+
+    def _append_latent(
+        self, compressed_kv: Tensor, k_pe: Tensor, cos_sin: Tensor, metadata: AttnMetadata
+    ) -> None:
+        """Rotate k_pe and write this step's rows into the paged latent cache."""
+        row = torch.cat((compressed_kv, rotate(k_pe, cos_sin, interleaved=True)), dim=-1)
+        rows = metadata.latent_rows + self.layer_number * TOKENS_PER_BLOCK
+        self.caches.latent_rows.index_copy_(0, rows, row)
+
+    def _absorbed(
+        self, q: Tensor, cos_sin: Tensor, topk: Tensor, tokens: slice, metadata: AttnMetadata, output: Tensor
+    ) -> None:
+        """Attend in the latent space: one 576-wide KV head whose first 512 columns are also the value.
+
+        q [n, H * qk_head_dim] not rotated, topk [n, index_topk] request-local, tokens their rows in the batch,
+        output [n, H * v_head_dim].
+        """
+        assert self.k_b_proj_trans is not None and self.v_b_proj is not None, (
+            "MLA: expected post_load_weights() before the first forward"
+        )
+        shape, count = self.shape, q.shape[0]
+        q = q.view(count, shape.num_heads, shape.qk_head_dim)
+        q_nope, q_pe = q.split((shape.qk_nope_head_dim, shape.qk_rope_head_dim), dim=-1)
+        absorbed = q.new_empty((count, shape.num_heads, shape.latent_dim))
+        torch.bmm(
+            q_nope.transpose(0, 1),
+            self.k_b_proj_trans.transpose(1, 2),
+            out=absorbed[..., : shape.kv_lora_rank].transpose(0, 1),
+        )
+        absorbed[..., shape.kv_lora_rank :].copy_(rotate(q_pe, cos_sin, interleaved=True))
+        rows = OPS.convert_indices(
+            topk,
+            metadata.block_table,
+            metadata.req_idx_per_token[tokens],
+            self.caches.stride_factor,
+            self.layer_number * TOKENS_PER_BLOCK,
+        )
+        latent = q.new_empty((count, shape.num_heads, shape.kv_lora_rank))
+        OPS.sparse_attn(
+            absorbed, self.caches.latent_rows, rows, shape.softmax_scale, self.tiles.sparse_attn, latent
+        )
+        torch.bmm(
+            latent.transpose(0, 1),
+            self.v_b_proj.transpose(1, 2),
+            out=output.view(count, shape.num_heads, shape.v_head_dim).transpose(0, 1),
+        )
+
+    def _dense_context(self, q: Tensor, cos_sin: Tensor, metadata: AttnMetadata, output: Tensor) -> None:
+        """Causal attention without absorption: the latent rows of each context request, cached ones included, are
+        expanded to every head's keys and values."""
+        shape = self.shape
+        q = q.view(-1, shape.num_heads, shape.qk_head_dim)
+        q_pe = rotate(q[..., shape.qk_nope_head_dim :], cos_sin, interleaved=True)
+        q = torch.cat((q[..., : shape.qk_nope_head_dim], q_pe), dim=-1)
+        out = output.view(-1, shape.num_heads, shape.v_head_dim)
+        rows = metadata.ctx_kv_rows + self.layer_number * TOKENS_PER_BLOCK
+        latent = self.caches.latent_rows.index_select(0, rows)
+        q_at = k_at = 0
+        for new, total in metadata.ctx_lens:
+            k, v = self._expand(latent[k_at : k_at + total])
+            queries = q[q_at : q_at + new].transpose(0, 1)
+            ones = torch.ones((new, total), dtype=torch.bool, device=q.device)
+            visible = ones.tril(diagonal=total - new)
+            attended = F.scaled_dot_product_attention(
+                queries[None], k[None], v[None], attn_mask=visible, scale=shape.softmax_scale
+            )
+            out[q_at : q_at + new].copy_(attended[0].transpose(0, 1))
+            q_at, k_at = q_at + new, k_at + total
+
+    def _expand(self, latent: Tensor) -> tuple[Tensor, Tensor]:
+        """Latent rows [n, 576] to keys [H, n, qk_head_dim] and values [H, n, v_head_dim]."""
+        shape, count = self.shape, latent.shape[0]
+        compressed, k_pe = latent.split((shape.kv_lora_rank, shape.qk_rope_head_dim), dim=-1)
+        k_nope, v = self.kv_b_proj(compressed).split(
+            (shape.num_heads * shape.qk_nope_head_dim, shape.num_heads * shape.v_head_dim), dim=-1
+        )
+        k_nope = k_nope.view(count, shape.num_heads, shape.qk_nope_head_dim)
+        k = torch.cat((k_nope, k_pe[:, None].expand(-1, shape.num_heads, -1)), dim=-1)
+        return k.transpose(0, 1), v.view(count, shape.num_heads, shape.v_head_dim).transpose(0, 1)

@@ -1,0 +1,177 @@
+"""Weights of one decoder layer: random from a seed, or read from a Hugging Face checkpoint.
+
+Names are Hugging Face's, with two fusions done at load: q_a_proj and kv_a_proj_with_mqa become one matrix, and
+kv_b_proj is regrouped from head-interleaved rows to all k_nope rows, then all v rows.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mlaprof.errors import ConfigError
+from mlaprof.shapes import LayerShape
+
+FP8_BLOCK = 128  # weight_scale_inv covers 128 x 128 blocks
+
+
+def _attention_shapes(shape: LayerShape) -> dict[str, tuple[int, ...]]:
+    """Hugging Face tensor name (below self_attn) -> shape, for this rank's heads."""
+    heads = shape.num_heads
+    shapes: dict[str, tuple[int, ...]] = {
+        "q_a_proj.weight": (shape.q_lora_rank, shape.hidden_size),
+        "q_a_layernorm.weight": (shape.q_lora_rank,),
+        "q_b_proj.weight": (heads * shape.qk_head_dim, shape.q_lora_rank),
+        "kv_a_proj_with_mqa.weight": (shape.latent_dim, shape.hidden_size),
+        "kv_a_layernorm.weight": (shape.kv_lora_rank,),
+        "kv_b_proj.weight": (heads * (shape.qk_nope_head_dim + shape.v_head_dim), shape.kv_lora_rank),
+        "o_proj.weight": (shape.hidden_size, heads * shape.v_head_dim),
+    }
+    if shape.is_dsa:
+        shapes |= {
+            "indexer.wq_b.weight": (shape.index_n_heads * shape.index_head_dim, shape.q_lora_rank),
+            "indexer.wk.weight": (shape.index_head_dim, shape.hidden_size),
+            "indexer.k_norm.weight": (shape.index_head_dim,),
+            "indexer.k_norm.bias": (shape.index_head_dim,),
+            "indexer.weights_proj.weight": (shape.index_n_heads, shape.hidden_size),
+        }
+    return shapes
+
+
+def _block_shapes(shape: LayerShape, *, mlp: bool) -> dict[str, tuple[int, ...]]:
+    """Hugging Face tensor name (below the decoder layer) -> shape, for what surrounds the attention."""
+    shapes: dict[str, tuple[int, ...]] = {"input_layernorm.weight": (shape.hidden_size,)}
+    if mlp:
+        shapes |= {
+            "post_attention_layernorm.weight": (shape.hidden_size,),
+            "mlp.gate_proj.weight": (shape.intermediate_size, shape.hidden_size),
+            "mlp.up_proj.weight": (shape.intermediate_size, shape.hidden_size),
+            "mlp.down_proj.weight": (shape.hidden_size, shape.intermediate_size),
+        }
+    return shapes
+
+
+def random_weights(shape: LayerShape, *, seed: int, mlp: bool, device: torch.device) -> dict[str, Tensor]:
+    """bf16 weights drawn from N(0, 1/fan_in), norms around 1; the same on every device, never zeros.
+
+    Zeros would be faster than real data: input values move the power draw and with it the clock.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(name: str, size: tuple[int, ...]) -> Tensor:
+        noise = torch.randn(size, generator=generator)
+        if len(size) == 1:
+            noise = noise * 0.1 + (0.0 if name.endswith("bias") else 1.0)
+        else:
+            noise = noise * size[-1] ** -0.5
+        return noise.to(torch.bfloat16).to(device)
+
+    named = {f"self_attn.{name}": draw(name, size) for name, size in _attention_shapes(shape).items()}
+    named |= {name: draw(name, size) for name, size in _block_shapes(shape, mlp=mlp).items()}
+    return fuse(named, shape)
+
+
+def checkpoint_weights(
+    path: Path, layer: int, shape: LayerShape, *, mlp: bool, device: torch.device
+) -> dict[str, Tensor]:
+    """Layer `layer` of a safetensors file, or of a folder of them with its index.
+
+    FP8 tensors are multiplied by their `weight_scale_inv`. Heads beyond this rank's first num_heads are left out.
+    Raises ConfigError for a missing tensor or one whose shape disagrees with the study's.
+    """
+    prefix = f"model.layers.{layer}."
+    wanted = {f"self_attn.{name}": size for name, size in _attention_shapes(shape).items()}
+    wanted |= _block_shapes(shape, mlp=mlp)
+    named = {
+        name: _read(path, prefix + name, size, tp_size=shape.tp_size).to(torch.bfloat16).to(device)
+        for name, size in wanted.items()
+    }
+    return fuse(named, shape)
+
+
+def fuse(named: dict[str, Tensor], shape: LayerShape) -> dict[str, Tensor]:
+    """The layer's own dict from Hugging Face's names, `self_attn.` dropped."""
+    attn = {name.removeprefix("self_attn."): value for name, value in named.items()}
+    attn["kv_a_proj_with_mqa.weight"] = torch.cat(
+        (attn.pop("q_a_proj.weight"), attn["kv_a_proj_with_mqa.weight"])
+    )
+    per_head = attn["kv_b_proj.weight"].view(shape.num_heads, -1, shape.kv_lora_rank)
+    k_b, v_b = per_head.split((shape.qk_nope_head_dim, shape.v_head_dim), dim=1)
+    attn["kv_b_proj.weight"] = torch.cat((k_b.flatten(0, 1), v_b.flatten(0, 1)))
+    if "mlp.gate_proj.weight" in attn:
+        attn["mlp.gate_up_proj.weight"] = torch.cat(
+            (attn.pop("mlp.gate_proj.weight"), attn.pop("mlp.up_proj.weight"))
+        )
+    return attn
+
+
+def _read(path: Path, name: str, size: tuple[int, ...], *, tp_size: int) -> Tensor:
+    from safetensors import SafetensorError, safe_open
+
+    file = _file_of(path, name)
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            if name not in tensors.keys():  # noqa: SIM118 (safe_open is not a dict)
+                raise ConfigError(
+                    f"no tensor {name}",
+                    where=str(file),
+                    hint="check weights.layer and that the model uses DSA",
+                )
+            value: Tensor = tensors.get_tensor(name)
+            if value.dtype == torch.float8_e4m3fn:
+                value = dequantize(value, tensors.get_tensor(f"{name}_scale_inv"))
+    except (SafetensorError, OSError) as error:
+        raise ConfigError(
+            f"not a readable safetensors file ({error})",
+            where=str(file),
+            hint="give a .safetensors file or its folder",
+        ) from error
+    value = _this_rank(value, size, tp_size)
+    if tuple(value.shape) != size:
+        raise ConfigError(
+            f"{name} is {list(value.shape)}, the study's shape needs {list(size)}",
+            where=str(file),
+            hint="use shape: {hf_config: config.json} of the same checkpoint",
+        )
+    return value
+
+
+def _this_rank(value: Tensor, size: tuple[int, ...], tp_size: int) -> Tensor:
+    """The first rank's rows or columns where the checkpoint holds tp_size times as many."""
+    for dim in range(min(value.ndim, len(size))):
+        if tp_size > 1 and value.shape[dim] == size[dim] * tp_size:
+            value = value.narrow(dim, 0, size[dim]).contiguous()
+    return value
+
+
+def dequantize(codes: Tensor, scale_inv: Tensor) -> Tensor:
+    """fp32 weight from e4m3 codes [m, n] and their scales [ceil(m/128), ceil(n/128)]."""
+    rows, columns = codes.shape
+    scale = (
+        scale_inv.float().repeat_interleave(FP8_BLOCK, 0)[:rows].repeat_interleave(FP8_BLOCK, 1)[:, :columns]
+    )
+    return codes.float() * scale
+
+
+def _file_of(path: Path, name: str) -> Path:
+    if not path.is_dir():
+        return path
+    index = path / "model.safetensors.index.json"
+    if index.exists():
+        try:
+            return path / str(json.loads(index.read_text())["weight_map"][name])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ConfigError(
+                f"{name} is not in its weight_map", where=str(index), hint="check weights.layer"
+            ) from error
+    files = sorted(path.glob("*.safetensors"))
+    if len(files) != 1:
+        raise ConfigError(
+            f"{len(files)} safetensors files and no model.safetensors.index.json",
+            where=str(path),
+            hint="name one file",
+        )
+    return files[0]
