@@ -82,9 +82,7 @@ def blocks_needed(requests: Sequence[Request]) -> int:
     return sum(request.num_blocks for request in requests)
 
 
-def place(
-    contexts: tuple[Request, ...], generations: tuple[Request, ...], *, num_blocks: int, seed: int
-) -> Batch:
+def place(contexts: tuple[Request, ...], generations: tuple[Request, ...], *, num_blocks: int, seed: int) -> Batch:
     """Give every request its pages, drawn without repetition from a shuffled pool.
 
     Raises ValueError when the pool is too small.

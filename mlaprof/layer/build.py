@@ -30,9 +30,7 @@ def build_stack(
     """
     if shape.q_lora_rank <= 0:
         raise ValueError("q_lora_rank: expected a positive rank, got none: Op 1 has no MLA-lite branch")
-    cos_sin = cos_sin_table(
-        shape.rope, shape.qk_rope_head_dim, shape.max_position_embeddings, caches.latent.device
-    )
+    cos_sin = cos_sin_table(shape.rope, shape.qk_rope_head_dim, shape.max_position_embeddings, caches.latent.device)
     layers = []
     for number, weights in enumerate(layer_weights):
         attn = MLA(

@@ -63,7 +63,5 @@ def current() -> ForwardContext:
     """The context of this thread's forward. Raises RuntimeError outside of one."""
     context: ForwardContext | None = getattr(_current, "context", None)
     if context is None:
-        raise RuntimeError(
-            "forward context: expected `with ForwardContext(...)` around the forward, got none"
-        )
+        raise RuntimeError("forward context: expected `with ForwardContext(...)` around the forward, got none")
     return context

@@ -31,9 +31,7 @@ def _paged_index_logits(
     return index_logits.paged_index_logits(q, cache, weights, kv_lens, block_table, max_len, choice)
 
 
-def _sparse_attn(
-    q: Tensor, cache: Tensor, indices: Tensor, scale: float, packed: list[int], out: Tensor
-) -> None:
+def _sparse_attn(q: Tensor, cache: Tensor, indices: Tensor, scale: float, packed: list[int], out: Tensor) -> None:
     sparse_attn.sparse_attn(q, cache, indices, scale, _unpack("sparse_attn", tuple(packed)), out=out)
 
 

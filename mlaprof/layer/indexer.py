@@ -52,9 +52,7 @@ class Indexer(nn.Module):
 
         q's quantisation scale is folded into weights, so nothing later needs it.
         """
-        assert self.wk_weights_proj is not None, (
-            "indexer: expected post_load_weights() before the first forward"
-        )
+        assert self.wk_weights_proj is not None, "indexer: expected post_load_weights() before the first forward"
         n_heads, head_dim = self.shape.index_n_heads, self.shape.index_head_dim
         fused = self.wk_weights_proj(hidden_states.float())  # [T, 128 + n_heads]
         index_k, weights = fused.split((head_dim, n_heads), dim=-1)

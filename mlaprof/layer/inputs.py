@@ -39,10 +39,6 @@ def fill_caches(caches: Caches, *, seed: int) -> None:
         for pool in caches.index_k:
             part = pool[start : start + FILL_BLOCKS]
             codes = torch.randn((part.shape[0], INDEX_SCALE_OFFSET), generator=generator, device=device) * 128
-            part[:, :INDEX_SCALE_OFFSET].copy_(
-                codes.clamp(-448, 448).to(torch.float8_e4m3fn).view(torch.uint8)
-            )
-            scales = torch.full(
-                (part.shape[0], (part.shape[1] - INDEX_SCALE_OFFSET) // 4), 2.0**-7, device=device
-            )
+            part[:, :INDEX_SCALE_OFFSET].copy_(codes.clamp(-448, 448).to(torch.float8_e4m3fn).view(torch.uint8))
+            scales = torch.full((part.shape[0], (part.shape[1] - INDEX_SCALE_OFFSET) // 4), 2.0**-7, device=device)
             part[:, INDEX_SCALE_OFFSET:].copy_(scales.view(torch.uint8))

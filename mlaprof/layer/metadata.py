@@ -21,18 +21,14 @@ from mlaprof.shapes import TOKENS_PER_BLOCK
 class Twin:
     """A device buffer of fixed size and address with its pinned host twin."""
 
-    def __init__(
-        self, size: tuple[int, ...], dtype: torch.dtype, device: torch.device, fill: int = 0
-    ) -> None:
+    def __init__(self, size: tuple[int, ...], dtype: torch.dtype, device: torch.device, fill: int = 0) -> None:
         self.device = torch.full(size, fill, dtype=dtype, device=device)
         self.host = torch.full(size, fill, dtype=dtype, pin_memory=device.type == "cuda")
 
     def upload(self, values: Tensor) -> None:
         """Copy values into the prefix of the host twin, and from there into the device buffer."""
         if values.shape[0] > self.host.shape[0]:
-            raise ValueError(
-                f"metadata buffer: expected at most {self.host.shape[0]} rows, got {values.shape[0]}"
-            )
+            raise ValueError(f"metadata buffer: expected at most {self.host.shape[0]} rows, got {values.shape[0]}")
         self.host[: values.shape[0]].copy_(values)
         self.device[: values.shape[0]].copy_(self.host[: values.shape[0]], non_blocking=True)
 

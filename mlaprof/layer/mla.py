@@ -164,9 +164,7 @@ class MLA(nn.Module):
 
         Rows of output beyond num_tokens are not touched.
         """
-        assert self.indexer is not None, (
-            "mla_dsa_attn_inplace: expected a layer with an indexer, got plain MLA"
-        )
+        assert self.indexer is not None, "mla_dsa_attn_inplace: expected a layer with an indexer, got plain MLA"
         metadata = context.metadata
         num_tokens, num_ctx = metadata.num_tokens, metadata.num_ctx_tokens
         position_ids = position_ids[..., :num_tokens]
@@ -212,13 +210,9 @@ class MLA(nn.Module):
             return
         parts = self.dsa_proj(hidden_states, position_ids, context)
         q, compressed_kv, k_pe, latent_cache = parts[:NUM_PROJ_TENSORS]
-        self.dsa_attn(
-            q, compressed_kv, k_pe, latent_cache, parts[NUM_PROJ_TENSORS:], position_ids, context, output
-        )
+        self.dsa_attn(q, compressed_kv, k_pe, latent_cache, parts[NUM_PROJ_TENSORS:], position_ids, context, output)
 
-    def _plain_mla(
-        self, hidden_states: Tensor, position_ids: Tensor, metadata: AttnMetadata, output: Tensor
-    ) -> None:
+    def _plain_mla(self, hidden_states: Tensor, position_ids: Tensor, metadata: AttnMetadata, output: Tensor) -> None:
         # Unlike Op 1, the non-DSA form cuts to the true token count before it projects.
         num_tokens, num_ctx = metadata.num_tokens, metadata.num_ctx_tokens
         qr, compressed_kv, k_pe = self._project(hidden_states[:num_tokens])
@@ -235,9 +229,7 @@ class MLA(nn.Module):
         """(normed compressed q, normed compressed_kv, k_pe), one fused product for all three."""
         shape = self.shape
         fused = self.kv_a_proj_with_mqa(hidden_states)
-        q, compressed_kv, k_pe = fused.split(
-            (shape.q_lora_rank, shape.kv_lora_rank, shape.qk_rope_head_dim), dim=-1
-        )
+        q, compressed_kv, k_pe = fused.split((shape.q_lora_rank, shape.kv_lora_rank, shape.qk_rope_head_dim), dim=-1)
         # k_pe leaves Op 1 on its own storage: a view would pin the whole fused product in the graph's pool.
         return self.q_a_layernorm(q), self.kv_a_layernorm(compressed_kv), k_pe.contiguous()
 
@@ -250,9 +242,7 @@ class MLA(nn.Module):
         effective_len = metadata.max_ctx_kv_len or metadata.num_ctx_tokens
         return effective_len <= self.short_seq_mha_threshold
 
-    def _append_latent(
-        self, compressed_kv: Tensor, k_pe: Tensor, cos_sin: Tensor, metadata: AttnMetadata
-    ) -> None:
+    def _append_latent(self, compressed_kv: Tensor, k_pe: Tensor, cos_sin: Tensor, metadata: AttnMetadata) -> None:
         """Rotate k_pe and write this step's rows into the paged latent cache."""
         row = torch.cat((compressed_kv, rotate(k_pe, cos_sin, interleaved=True)), dim=-1)
         rows = metadata.latent_rows + self.layer_number * TOKENS_PER_BLOCK
@@ -287,9 +277,7 @@ class MLA(nn.Module):
             self.layer_number * TOKENS_PER_BLOCK,
         )
         latent = q.new_empty((count, shape.num_heads, shape.kv_lora_rank))
-        OPS.sparse_attn(
-            absorbed, self.caches.latent_rows, rows, shape.softmax_scale, self.tiles.sparse_attn, latent
-        )
+        OPS.sparse_attn(absorbed, self.caches.latent_rows, rows, shape.softmax_scale, self.tiles.sparse_attn, latent)
         torch.bmm(
             latent.transpose(0, 1),
             self.v_b_proj.transpose(1, 2),

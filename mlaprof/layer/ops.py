@@ -65,9 +65,7 @@ def _mla_dsa_attn_inplace(
     )
 
 
-def _mla_custom_op_inplace(
-    hidden_states: Tensor, position_ids: Tensor, layer_idx: str, output: Tensor
-) -> None:
+def _mla_custom_op_inplace(hidden_states: Tensor, position_ids: Tensor, layer_idx: str, output: Tensor) -> None:
     context = current()
     context.layer(layer_idx).forward_impl(hidden_states, position_ids, context, output)
 
@@ -76,9 +74,7 @@ def _nothing(*_: object) -> None:
     """The fake of an op that returns nothing and mutates only what its schema says."""
 
 
-def _sparse_attn_cpu(
-    q: Tensor, cache: Tensor, indices: Tensor, scale: float, tiles: list[int], out: Tensor
-) -> None:
+def _sparse_attn_cpu(q: Tensor, cache: Tensor, indices: Tensor, scale: float, tiles: list[int], out: Tensor) -> None:
     reference.sparse_attn(q, cache, indices, scale, out=out)
 
 

@@ -123,9 +123,7 @@ class _Request:
         kv = c_kv @ self.w["kv_b_proj.weight"].T
         k_nope = kv[:, : heads * nope].view(-1, heads, nope)
         self.v = kv[:, heads * nope :].view(-1, heads, shape.v_head_dim)
-        self.k = torch.cat(
-            (k_nope, k_rope[:, None].expand(-1, heads, -1)), dim=-1
-        )  # [total, heads, nope + rope]
+        self.k = torch.cat((k_nope, k_rope[:, None].expand(-1, heads, -1)), dim=-1)  # [total, heads, nope + rope]
 
         q = (c_q @ self.w["q_b_proj.weight"].T).view(-1, heads, nope + rope)
         self.q = torch.cat((q[..., :nope], _rotate_pairs(q[..., nope:], angle[:, None])), dim=-1)
@@ -192,9 +190,7 @@ def _rotate_pairs(x: Tensor, angle: Tensor) -> Tensor:
 def _rotate_halves(x: Tensor, angle: Tensor) -> Tensor:
     """Rotate (x[i], x[i + dim/2]) as a complex number."""
     half = x.shape[-1] // 2
-    turned = torch.complex(x[..., :half].double(), x[..., half:].double()) * torch.polar(
-        torch.ones_like(angle), angle
-    )
+    turned = torch.complex(x[..., :half].double(), x[..., half:].double()) * torch.polar(torch.ones_like(angle), angle)
     return torch.cat((turned.real, turned.imag), dim=-1).float()
 
 
@@ -207,9 +203,7 @@ def _frequencies(shape: LayerShape, device: torch.device) -> Tensor:
         speed = rope.theta ** (-2 * i / dim)
         if rope.factor > 1:
             pair = [
-                dim
-                * math.log(rope.original_max_positions / (2 * math.pi * turns))
-                / (2 * math.log(rope.theta))
+                dim * math.log(rope.original_max_positions / (2 * math.pi * turns)) / (2 * math.log(rope.theta))
                 for turns in (rope.beta_fast, rope.beta_slow)
             ]
             low, high = max(math.floor(pair[0]), 0), min(math.ceil(pair[1]), dim - 1)

@@ -26,9 +26,7 @@ def inverse_frequencies(rope: RopeShape, dim: int) -> Tensor:
         return base.float()
 
     def pair_of(turns: float) -> float:
-        return (
-            dim * math.log(rope.original_max_positions / (turns * 2 * math.pi)) / (2 * math.log(rope.theta))
-        )
+        return dim * math.log(rope.original_max_positions / (turns * 2 * math.pi)) / (2 * math.log(rope.theta))
 
     low = max(math.floor(pair_of(rope.beta_fast)), 0)
     high = min(math.ceil(pair_of(rope.beta_slow)), dim - 1)

@@ -95,16 +95,12 @@ def checkpoint_weights(
 def fuse(named: dict[str, Tensor], shape: LayerShape) -> dict[str, Tensor]:
     """The layer's own dict from Hugging Face's names, `self_attn.` dropped."""
     attn = {name.removeprefix("self_attn."): value for name, value in named.items()}
-    attn["kv_a_proj_with_mqa.weight"] = torch.cat(
-        (attn.pop("q_a_proj.weight"), attn["kv_a_proj_with_mqa.weight"])
-    )
+    attn["kv_a_proj_with_mqa.weight"] = torch.cat((attn.pop("q_a_proj.weight"), attn["kv_a_proj_with_mqa.weight"]))
     per_head = attn["kv_b_proj.weight"].view(shape.num_heads, -1, shape.kv_lora_rank)
     k_b, v_b = per_head.split((shape.qk_nope_head_dim, shape.v_head_dim), dim=1)
     attn["kv_b_proj.weight"] = torch.cat((k_b.flatten(0, 1), v_b.flatten(0, 1)))
     if "mlp.gate_proj.weight" in attn:
-        attn["mlp.gate_up_proj.weight"] = torch.cat(
-            (attn.pop("mlp.gate_proj.weight"), attn.pop("mlp.up_proj.weight"))
-        )
+        attn["mlp.gate_up_proj.weight"] = torch.cat((attn.pop("mlp.gate_proj.weight"), attn.pop("mlp.up_proj.weight")))
     return attn
 
 
@@ -150,9 +146,7 @@ def _this_rank(value: Tensor, size: tuple[int, ...], tp_size: int) -> Tensor:
 def dequantize(codes: Tensor, scale_inv: Tensor) -> Tensor:
     """fp32 weight from e4m3 codes [m, n] and their scales [ceil(m/128), ceil(n/128)]."""
     rows, columns = codes.shape
-    scale = (
-        scale_inv.float().repeat_interleave(FP8_BLOCK, 0)[:rows].repeat_interleave(FP8_BLOCK, 1)[:, :columns]
-    )
+    scale = scale_inv.float().repeat_interleave(FP8_BLOCK, 0)[:rows].repeat_interleave(FP8_BLOCK, 1)[:, :columns]
     return codes.float() * scale
 
 
