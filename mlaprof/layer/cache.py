@@ -68,7 +68,7 @@ def checked_blocks(block_indices: Tensor, max_blocks: int) -> Tensor:
     if block_indices.numel():
         low, high = int(block_indices.min()), int(block_indices.max())
         worst = high if high >= max_blocks else low
-        assert 0 <= low and high < max_blocks, f"block index: expected 0..{max_blocks - 1}, got {worst}"
+        assert low >= 0 and high < max_blocks, f"block index: expected 0..{max_blocks - 1}, got {worst}"
     return block_indices
 
 

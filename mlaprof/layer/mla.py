@@ -112,7 +112,8 @@ class MLA(nn.Module):
             )
         else:
             OPS.mla_custom_op_inplace(hidden_states, position_ids, self.layer_idx, output)
-        return self.o_proj(output)
+        projected: Tensor = self.o_proj(output)
+        return projected
 
     def dsa_proj(self, hidden_states: Tensor, position_ids: Tensor, context: ForwardContext) -> list[Tensor]:
         """Op 1. Eight tensors; four in the one case where short MHA covers a context-only batch, never compiled.
@@ -123,7 +124,7 @@ class MLA(nn.Module):
         assert self.indexer is not None, "mla_dsa_proj: expected a layer with an indexer, got plain MLA"
         qr, compressed_kv, k_pe = self._project(hidden_states)
         parts = [self.q_b_proj(qr), compressed_kv, k_pe, torch.cat((compressed_kv, k_pe), dim=-1)]
-        if self._short_mha(context, position_ids) and context.metadata.num_generations == 0:
+        if self.short_mha(context, position_ids) and context.metadata.num_generations == 0:
             return parts
         cos_sin = self.cos_sin[position_ids]
         return [*parts, *self.indexer.pre_indexer_proj(qr, hidden_states, cos_sin)]
@@ -168,7 +169,7 @@ class MLA(nn.Module):
         metadata = context.metadata
         num_tokens, num_ctx = metadata.num_tokens, metadata.num_ctx_tokens
         position_ids = position_ids[..., :num_tokens]
-        short = metadata.num_contexts > 0 and self._short_mha(context, position_ids)
+        short = metadata.num_contexts > 0 and self.short_mha(context, position_ids)
         topk: Tensor | None = None
         if not (short and metadata.num_generations == 0):
             q_fp8, k_fp8, k_scale, weights = (part[:num_tokens] for part in indexer_intermediates)
@@ -233,7 +234,7 @@ class MLA(nn.Module):
         # k_pe leaves Op 1 on its own storage: a view would pin the whole fused product in the graph's pool.
         return self.q_a_layernorm(q), self.kv_a_layernorm(compressed_kv), k_pe.contiguous()
 
-    def _short_mha(self, context: ForwardContext, position_ids: Tensor | None) -> bool:
+    def short_mha(self, context: ForwardContext, position_ids: Tensor | None) -> bool:
         """Dense attention pays for short contexts. Off under compile, and tested on the total KV length: counting only
         new tokens was a bug upstream (TensorRT-LLM #11677)."""
         if context.compiled or self.short_seq_mha_threshold <= 0 or position_ids is None:

@@ -33,7 +33,8 @@ KERNEL_SCHEMAS = {
     "act_quant": "(Tensor x) -> (Tensor, Tensor)",
     "update_index_cache": "(Tensor k, Tensor k_scale, Tensor slot_fp8, Tensor slot_scale, Tensor(a!) cache) -> ()",
     "gather_index_cache": "(Tensor cache, Tensor slot_fp8, Tensor slot_scale) -> (Tensor, Tensor)",
-    "convert_indices": "(Tensor topk, Tensor block_table, Tensor req_idx, int stride_factor, int layer_offset) -> Tensor",
+    "convert_indices": "(Tensor topk, Tensor block_table, Tensor req_idx, int stride_factor, int layer_offset) "
+    "-> Tensor",
 }
 
 library = torch.library.Library(NAMESPACE, "DEF")
@@ -99,8 +100,8 @@ def _paged_index_logits_cpu(
 def _register() -> None:
     library.define("mla_dsa_proj(Tensor hidden_states, Tensor position_ids, str layer_idx) -> Tensor[]")
     library.define(
-        "mla_dsa_attn_inplace(Tensor q, Tensor compressed_kv, Tensor k_pe, Tensor latent_cache, Tensor[] indexer_intermediates, "
-        "Tensor position_ids, str layer_idx, Tensor(a!) output) -> ()"
+        "mla_dsa_attn_inplace(Tensor q, Tensor compressed_kv, Tensor k_pe, Tensor latent_cache, "
+        "Tensor[] indexer_intermediates, Tensor position_ids, str layer_idx, Tensor(a!) output) -> ()"
     )
     library.define(
         "mla_custom_op_inplace(Tensor hidden_states, Tensor position_ids, str layer_idx, Tensor(a!) output) -> ()"

@@ -80,6 +80,7 @@ def attention(
     rows       which batch rows to compute; all by default
     selected   positions to attend to, by row, in place of the reference's own selection
     """
+    wide = {name: value.float() for name, value in weights.items() if not name.startswith("mlp.")}
     wanted = set(range(hidden.shape[0]) if rows is None else rows)
     outputs: list[Tensor] = []
     picks: list[Tensor] = []
@@ -89,7 +90,7 @@ def attention(
         stop = start + history.new_tokens
         mine = sorted(wanted & set(range(start, stop)))
         if mine:
-            request = _Request(weights, shape, hidden[start:stop].float(), history)
+            request = _Request(wide, shape, hidden[start:stop].float(), history)
             for row in mine:
                 given = None if selected is None else selected.get(row)
                 output, picked = request.row(row - start, given)
@@ -104,7 +105,7 @@ class _Request:
     """One request's keys, values and index keys, all heads, all positions, in fp32."""
 
     def __init__(self, weights: dict[str, Tensor], shape: LayerShape, x: Tensor, history: History) -> None:
-        self.w = {name: value.float() for name, value in weights.items() if not name.startswith("mlp.")}
+        self.w = weights
         self.shape = shape
         self.first = history.cached
         heads, nope, rope = shape.num_heads, shape.qk_nope_head_dim, shape.qk_rope_head_dim
@@ -159,7 +160,8 @@ class _Request:
         if not self.shape.is_dsa or visible <= self.shape.index_topk:
             return everything
         dots = torch.einsum("hd,nd->hn", self.index_q[local], self.index_k[:visible]).relu()
-        return (self.index_w[local] @ dots).topk(self.shape.index_topk).indices
+        best: Tensor = (self.index_w[local] @ dots).topk(self.shape.index_topk).indices
+        return best
 
     def _softmax_scale(self) -> float:
         rope = self.shape.rope

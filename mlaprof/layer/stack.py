@@ -23,7 +23,8 @@ class DenseMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
-        return self.down_proj(F.silu(gate) * up)
+        down: Tensor = self.down_proj(F.silu(gate) * up)
+        return down
 
 
 class DecoderLayer(nn.Module):
@@ -44,7 +45,8 @@ class DecoderLayer(nn.Module):
         hidden_states = hidden_states + self.self_attn(self.input_layernorm(hidden_states), position_ids)
         if self.mlp is None or self.post_attention_layernorm is None:
             return hidden_states
-        return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
+        hidden_states = hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
+        return hidden_states
 
     def variant(self, *, form: Form, tiles: LayerTiles) -> DecoderLayer:
         twin = copy.copy(self)

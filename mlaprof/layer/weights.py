@@ -63,11 +63,10 @@ def random_weights(shape: LayerShape, *, seed: int, mlp: bool, device: torch.dev
 
     def draw(name: str, size: tuple[int, ...]) -> Tensor:
         noise = torch.randn(size, generator=generator)
-        if len(size) == 1:
-            noise = noise * 0.1 + (0.0 if name.endswith("bias") else 1.0)
-        else:
-            noise = noise * size[-1] ** -0.5
-        return noise.to(torch.bfloat16).to(device)
+        if len(size) == 2:
+            return noise.mul(size[-1] ** -0.5).to(torch.bfloat16).to(device)
+        centre = 0.0 if name.endswith("bias") else 1.0
+        return (noise * 0.1 + centre).to(torch.bfloat16).to(device)
 
     named = {f"self_attn.{name}": draw(name, size) for name, size in _attention_shapes(shape).items()}
     named |= {name: draw(name, size) for name, size in _block_shapes(shape, mlp=mlp).items()}

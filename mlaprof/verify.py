@@ -1,0 +1,150 @@
+"""Correctness before any time: the eager layer against the oracle, every captured mode against eager, bit for bit.
+
+Each function answers with Checks; whoever measures shows no latency where one fails.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mlaprof.layer import reference
+from mlaprof.layer.batch import Batch
+from mlaprof.layer.cache import Caches
+from mlaprof.layer.context import ForwardContext
+from mlaprof.layer.mla import MLA, NUM_PROJ_TENSORS
+from mlaprof.layer.stack import Stack
+from mlaprof.records import Check
+
+# bf16 products in series against fp32: 0.006 on V3.2's geometry; a wrong page, scale or rotation gives 0.1 and more.
+MAX_ROW_ERROR = 0.03  # worst row of |out - ref| / |ref|
+MAX_TOPK_MISS = 0.10  # 1 - mean Jaccard of the selected sets; upstream's own prefill test allows as much
+SAMPLED_ROWS = 16
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What went through one attention layer in an eager run."""
+
+    attn: MLA
+    hidden: Tensor  # [rows, hidden_size], after the input norm
+    output: Tensor  # [rows, hidden_size], after o_proj
+
+
+def probe(stack: Stack, hidden_states: Tensor, position_ids: Tensor) -> tuple[Tensor, list[Probe]]:
+    """Run stack once and keep what each attention layer saw and said."""
+    probes: list[Probe] = []
+
+    def keep(attn: torch.nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        assert isinstance(attn, MLA)
+        probes.append(Probe(attn, args[0].clone(), output.clone()))
+
+    hooks = [attn.register_forward_hook(keep) for attn in stack.attention.values()]
+    try:
+        return stack(hidden_states, position_ids), probes
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def against_oracle(
+    probed: Probe,
+    weights: dict[str, Tensor],
+    batch: Batch,
+    caches: Caches,
+    position_ids: Tensor,
+    context: ForwardContext,
+) -> tuple[Check, ...]:
+    """One layer's eager output against the dense fp32 reference, on up to SAMPLED_ROWS rows of the batch.
+
+    The reference attends to the layer's own selection, so that a tie broken differently in the top-k cannot hide a
+    real error nor feign one; the selection itself is compared as a set.
+    """
+    attn, shape, number = probed.attn, probed.attn.shape, probed.attn.layer_number
+    index_pool = caches.index_k[number] if shape.is_dsa else None
+    histories = [
+        reference.read_history(caches.latent, index_pool, number, pages, request.cached_tokens, request.new_tokens)
+        for request, pages in zip(batch.requests, batch.pages, strict=True)
+    ]
+    rows = sampled_rows(batch.num_tokens)
+    hidden = probed.hidden[: batch.num_tokens]
+    selected = _selection(probed, batch, position_ids, context, rows)
+    expected = reference.attention(weights, shape, hidden, histories, rows=rows, selected=selected)
+    got = probed.output[list(expected.rows)].float()
+    error = (got - expected.output).norm(dim=-1) / expected.output.norm(dim=-1)
+    checks = [Check(name=f"layer {number}: worst row error vs oracle", value=_worst(error), limit=MAX_ROW_ERROR)]
+    if shape.is_dsa and attn.short_seq_mha_threshold == 0:
+        own = reference.attention(weights, shape, hidden, histories, rows=rows)
+        overlap = [_jaccard(a, selected[row]) for row, a in zip(own.rows, own.topk, strict=True)]
+        miss = 1.0 - sum(overlap) / len(overlap)
+        illegal = sum(_illegal(selected[row], int(position_ids[row])) for row in rows)
+        # The reference follows the layer's selection, so a leak from the future must be caught here.
+        checks.append(Check(name=f"layer {number}: top-k future or repeated", value=float(illegal), limit=0.0))
+        checks.append(Check(name=f"layer {number}: top-k sets missing vs oracle", value=miss, limit=MAX_TOPK_MISS))
+    return tuple(checks)
+
+
+def same_bits(name: str, expected: Tensor, got: Tensor) -> Check:
+    """How many elements differ in any bit; NaN equals the same NaN. Limit 0."""
+    if expected.shape != got.shape or expected.dtype != got.dtype:
+        raise ValueError(f"{name}: expected {expected.dtype} {list(expected.shape)}, got {got.dtype} {list(got.shape)}")
+    differing = (expected.contiguous().view(torch.uint8) != got.contiguous().view(torch.uint8)).sum()
+    return Check(name=f"{name}: differing bytes vs eager", value=float(differing), limit=0.0)
+
+
+def finite(name: str, output: Tensor) -> Check:
+    """How many elements are NaN or infinite. Limit 0: two equal NaNs are still wrong."""
+    return Check(name=f"{name}: non-finite elements", value=float((~output.isfinite()).sum()), limit=0.0)
+
+
+def sampled_rows(num_tokens: int) -> list[int]:
+    """First, last and evenly spread rows of the batch, at most SAMPLED_ROWS."""
+    if num_tokens <= SAMPLED_ROWS:
+        return list(range(num_tokens))
+    return sorted({round(i * (num_tokens - 1) / (SAMPLED_ROWS - 1)) for i in range(SAMPLED_ROWS)})
+
+
+def _selection(
+    probed: Probe, batch: Batch, position_ids: Tensor, context: ForwardContext, rows: Sequence[int]
+) -> dict[int, Tensor]:
+    """The positions each row attends to, as the layer itself selects them (everything, for dense attention)."""
+    attn, num_tokens = probed.attn, batch.num_tokens
+    everything = {row: torch.arange(int(position_ids[row]) + 1, device=position_ids.device) for row in rows}
+    if attn.indexer is None:
+        return everything
+    parts = attn.dsa_proj(probed.hidden, position_ids, context)
+    dense_contexts = attn.short_mha(context, position_ids)
+    if len(parts) == NUM_PROJ_TENSORS:
+        return everything
+    q_fp8, k_fp8, k_scale, weights = (part[:num_tokens] for part in parts[NUM_PROJ_TENSORS:])
+    topk = attn.indexer.sparse_attn_indexer(
+        context.metadata,
+        q_fp8,
+        k_fp8,
+        k_scale,
+        weights,
+        index_k_cache=attn.caches.index_k[attn.layer_number],
+        tiles=attn.tiles,
+    )
+    picked = {row: topk[row][topk[row] >= 0].long() for row in rows}
+    if dense_contexts:
+        picked |= {row: everything[row] for row in rows if row < batch.num_ctx_tokens}
+    return picked
+
+
+def _jaccard(a: Tensor, b: Tensor) -> float:
+    first, second = set(a.tolist()), set(b.tolist())
+    return len(first & second) / max(len(first | second), 1)
+
+
+def _illegal(selected: Tensor, position: int) -> int:
+    """Selected positions after the token's own, and those selected more than once."""
+    return int((selected > position).sum()) + selected.numel() - selected.unique().numel()
+
+
+def _worst(values: Tensor) -> float:
+    """The largest, NaN if any is NaN."""
+    return float(values.max()) if not values.isnan().any() else float("nan")
