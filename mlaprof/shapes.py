@@ -77,7 +77,7 @@ class LayerShape:
 
     @property
     def index_weight_scale(self) -> float:
-        return self.index_head_dim**-0.5 * self.index_n_heads**-0.5
+        return float(self.index_head_dim**-0.5 * self.index_n_heads**-0.5)
 
 
 def problems(shape: LayerShape) -> list[tuple[str, str, str]]:
@@ -90,6 +90,17 @@ def problems(shape: LayerShape) -> list[tuple[str, str, str]]:
             continue
         if value < 0 or (value == 0 and each.name not in optional):
             found.append((each.name, f"{value} is not a dimension", "use a positive integer"))
+    for name, value, least in (
+        ("rms_norm_eps", shape.rms_norm_eps, 0.0),
+        ("rope.theta", shape.rope.theta, 1.0),
+        ("rope.original_max_positions", shape.rope.original_max_positions, 0),
+        ("rope.beta_slow", shape.rope.beta_slow, 0.0),
+        ("rope.beta_fast", shape.rope.beta_fast, shape.rope.beta_slow),
+    ):
+        if not value > least:  # NaN, too
+            found.append((name, f"{value} is not above {least}", "take the model's config.json"))
+    if not shape.rope.factor >= 1.0:
+        found.append(("rope.factor", f"{shape.rope.factor} is below 1", "1 is plain RoPE, above 1 is YaRN"))
     if shape.qk_rope_head_dim % 4:
         found.append(
             ("qk_rope_head_dim", f"{shape.qk_rope_head_dim} is not a multiple of 4", "DeepSeek and GLM use 64")
@@ -97,7 +108,9 @@ def problems(shape: LayerShape) -> list[tuple[str, str, str]]:
     if not shape.is_dsa:
         return found
     if shape.index_n_heads <= 0:
-        found.append(("index_n_heads", "0 index heads with index_topk > 0", "give both, or index_topk: 0 for plain MLA"))
+        found.append(
+            ("index_n_heads", "0 index heads with index_topk > 0", "give both, or index_topk: 0 for plain MLA")
+        )
     if shape.index_head_dim != INDEX_HEAD_DIM:
         found.append(
             (

@@ -1,0 +1,123 @@
+"""What a well-formed Study may still get wrong: axes, dimensions, tiles, checkpoints, contradicting options."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from mlaprof import hf
+from mlaprof.axes import AXES, combinations
+from mlaprof.draft import Draft, did_you_mean
+from mlaprof.kernels.tiles import KERNELS, complete, illegal
+from mlaprof.shapes import problems
+from mlaprof.study import Selector, Study, kernel_dims
+from mlaprof.yamltext import KeyPath, dotted
+
+MAX_COMBINATIONS = 200_000
+
+
+def check_legality(draft: Draft, study: Study) -> None:
+    """Raise ConfigError, with the other complaints as notes, when a Study cannot be swept as its draft has it."""
+    _check_axes(draft, study)
+    _check_shape(draft, study)
+    _check_options(draft, study)
+    _check_weights(draft, study)
+    draft.check()
+    _check_tiles(draft, study)  # their legality needs a legal shape
+    draft.check()
+
+
+def _check_axes(draft: Draft, study: Study) -> None:
+    count = 1
+    for axis in AXES:
+        path: KeyPath = ("sweep", axis)
+        found: tuple[Any, ...] = getattr(study.axes, axis)
+        count *= len(found)
+        if not found:
+            draft.complain(path, "the axis is empty", "give at least one value, or leave the key out for its default")
+        seen: set[Any] = set()
+        for index, value in enumerate(found):
+            if value in seen:
+                draft.complain((*path, index), f"{value} appears twice", "keep one")
+            seen.add(value)
+    draft.check()
+    for name in ("exclude", "include"):
+        for index, rule in enumerate(getattr(study, name)):
+            if rule == Selector():
+                hint = f"give at least one of {', '.join(AXES)}"
+                draft.complain(("sweep", name, index), "a rule without fields matches everything", hint)
+    if count > MAX_COMBINATIONS:
+        draft.complain(("sweep",), f"{count:,} combinations", f"sweep at most {MAX_COMBINATIONS:,}")
+    elif not combinations(study.axes, study.exclude, study.include):
+        draft.complain(("sweep", "exclude"), "nothing is left to sweep", "exclude less")
+
+
+def _check_shape(draft: Draft, study: Study) -> None:
+    for name, wrong, remedy in problems(study.layer.shape):
+        draft.complain(("shape", *name.split(".")), wrong, remedy)
+    if study.layer.shape.is_dsa:
+        return
+    written = draft.value["sweep"].get("mode")
+    for index, mode in enumerate(study.axes.mode if written is not None else ()):
+        if mode.startswith("split_"):
+            wrong = f"{mode} exists only for DSA, and index_topk 0 is plain MLA: one op, nothing to split"
+            draft.complain(("sweep", "mode", index), wrong, "use the monolithic modes and full")
+    if study.layer.options.short_seq_mha_threshold:
+        wrong = "short-sequence MHA is a branch of DSA, and index_topk 0 is plain MLA"
+        draft.complain(("layer", "short_seq_mha_threshold"), wrong, "use 0")
+
+
+def _check_tiles(draft: Draft, study: Study) -> None:
+    dims = kernel_dims(study.layer.shape)
+    for kernel, choices in study.tiles.items():
+        path: KeyPath = ("tiles", kernel)
+        if kernel not in KERNELS:
+            hint = did_you_mean(kernel, KERNELS, f"the kernels with tiles are {', '.join(KERNELS)}")
+            draft.complain(path, "unknown kernel", hint)
+            continue
+        if not choices:
+            draft.complain(path, "no alternatives", "give at least one tile configuration, or leave the kernel out")
+        if not study.layer.shape.is_dsa:
+            draft.complain(path, "index_topk 0 is plain MLA, which runs none of these kernels", "leave tiles out")
+            continue
+        seen: list[Any] = []
+        for index, choice in enumerate(choices):
+            here = (*path, index)
+            known = [each.name for each in fields(KERNELS[kernel])]
+            if unknown := [name for name in choice.values if name not in known]:
+                for name in unknown:
+                    draft.complain_unknown((*here, name), known)
+            elif not choice.values:
+                draft.complain(here, "gives no field", f"give at least one of {', '.join(known)}")
+            elif (reason := illegal(kernel, choice.values, dims)) is not None:
+                draft.complain(here, reason, "choose a tile that the kernel can run")
+            elif (tiles := complete(kernel, choice.values, dims)) in seen:
+                same = dotted((*path, seen.index(tiles)))
+                draft.complain(here, f"is the same configuration as {same}", "keep one")
+            else:
+                seen.append(tiles)
+
+
+def _check_options(draft: Draft, study: Study) -> None:
+    if study.layer.options.llama_4_scaling:
+        wrong = "llama_4_scaling is not supported: upstream's DSA path would silently ignore it"
+        draft.complain(("layer", "llama_4_scaling"), wrong, "use false")
+    measure = study.measure
+    if measure.max_samples < measure.min_samples:
+        wrong = f"max_samples {measure.max_samples} is below min_samples {measure.min_samples}"
+        key = "max_samples" if "max_samples" in draft.value.get("measure", {}) else "min_samples"
+        draft.complain(("measure", key), wrong, "raise max_samples or lower min_samples")
+
+
+def _check_weights(draft: Draft, study: Study) -> None:
+    weights = study.layer.weights
+    written = draft.value.get("weights", {})
+    if weights.safetensors is None:
+        if "layer" in written:
+            draft.complain(("weights", "layer"), "random weights have no layer number", "give safetensors, too")
+        return
+    if "seed" in written:
+        draft.complain(("weights", "seed"), "stands beside safetensors", "keep one of them")
+    if problem := hf.checkpoint_problem(Path(weights.safetensors), weights.layer):
+        draft.complain(("weights", "safetensors"), *problem)
