@@ -4,7 +4,7 @@ SHELL := bash
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
-ifdef SYSTEM
+ifneq ($(filter-out 0,$(SYSTEM)),)
 READY :=
 RUN := $(PYTHON)
 else
@@ -48,5 +48,5 @@ check: $(READY)
 	  "python3-venv), name another with make PYTHON=..., or use what is installed with SYSTEM=1."; exit 1; }
 	@echo "Setting up .venv (torch $(shell sed -n 's/^torch==//p' constraints.txt) and the rest): about a minute, once"
 	@$(PYTHON) -m venv .venv
-	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-input -c constraints.txt -e '.[dev]'
+	@.venv/bin/python -m pip install -qq --disable-pip-version-check --no-input -c constraints.txt -e '.[dev]'
 	@touch $@
