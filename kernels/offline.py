@@ -1,0 +1,110 @@
+"""Compiling a tunable kernel for a GPU that is not there: what it would take, never how fast it would be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from mlaprof.kernels.cubin import read_cubin
+from mlaprof.kernels.index_logits import (
+    KEY_BLOCKS_PER_PROGRAM,
+    TOKENS_PER_BLOCK,
+    index_logits_kernel,
+    paged_index_logits_kernel,
+)
+from mlaprof.kernels.sparse_attn import sparse_attn_kernel
+from mlaprof.kernels.tiles import Dims, SparseAttnTiles, IndexLogitsTiles, Tiles, padded_heads, tiles_type
+
+WARP_SIZE = 32
+
+_ALIGNED_NUMBERS = ("_stride", "_stride_t", "_stride_h", "_stride_n", "_stride_b", "_stride_j", "num_heads", "topk")
+
+# Arguments that are neither int32 numbers nor compile-time constants.
+_TYPES = {
+    "sparse_attn": {
+        "q_ptr": "*bf16",
+        "cache_ptr": "*bf16",
+        "indices_ptr": "*i32",
+        "out_ptr": "*bf16",
+        "scale_log2": "fp32",
+    },
+    "index_logits": {
+        "q_ptr": "*fp8e4nv",
+        "k_ptr": "*fp8e4nv",
+        "k_scale_ptr": "*fp32",
+        "weights_ptr": "*fp32",
+        "ks_ptr": "*i32",
+        "ke_ptr": "*i32",
+        "logits_ptr": "*fp32",
+    },
+    "paged_index_logits": {
+        "q_ptr": "*fp8e4nv",
+        "codes_ptr": "*fp8e4nv",
+        "scales_ptr": "*fp32",
+        "weights_ptr": "*fp32",
+        "kv_lens_ptr": "*i32",
+        "block_table_ptr": "*i32",
+        "logits_ptr": "*fp32",
+    },
+}
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one program of a compiled kernel needs; registers and stack are per thread."""
+
+    registers: int
+    stack_bytes: int
+    shared_bytes: int
+
+
+def compile_resources(kernel: str, tiles: Tiles, dims: Dims, target: int = 90) -> Resources:
+    """Compile kernel with tiles for compute capability target (90: Hopper) and read what it needs. No GPU or driver.
+
+    The arguments are taken as the layer passes them: pointers and strides divisible by 16, one new token a request.
+    Raises ValueError for an unknown kernel or another kernel's tiles; Triton's own errors when it does not compile.
+    """
+    expected = tiles_type(kernel)
+    if not isinstance(tiles, expected):
+        raise ValueError(f"tiles: expected {expected.__name__} for {kernel}, got {type(tiles).__name__}")
+    function, constants = _specialisation(tiles, dims)
+    signature = {name: _TYPES[kernel].get(name, "i32") for name in function.arg_names}
+    signature |= dict.fromkeys(constants, "constexpr")
+    place = {name: (i,) for i, name in enumerate(function.arg_names)}
+    aligned = [name for name, kind in signature.items() if kind.startswith("*") or name.endswith(_ALIGNED_NUMBERS)]
+    compiled = triton.compile(
+        ASTSource(
+            fn=function,
+            signature=signature,
+            constexprs={place[name]: value for name, value in constants.items()},
+            attrs={place[name]: [["tt.divisibility", 16]] for name in aligned},
+        ),
+        target=GPUTarget("cuda", target, WARP_SIZE),
+        options={"num_warps": tiles.num_warps, "num_stages": tiles.num_stages},
+    )
+    facts = read_cubin(compiled.asm["cubin"])
+    return Resources(facts.registers, facts.stack_bytes, compiled.metadata.shared)
+
+
+def _specialisation(tiles: Tiles, dims: Dims) -> tuple[Any, dict[str, int]]:
+    """The jit function and the compile-time constants its launcher would pass."""
+    if isinstance(tiles, SparseAttnTiles):
+        return sparse_attn_kernel, {
+            "D_LATENT": dims.kv_lora_rank,
+            "D_ROPE": dims.qk_rope_head_dim,
+            "BLOCK_H": tiles.block_h,
+            "BLOCK_N": tiles.block_n,
+        }
+    shared = {
+        "DIM": dims.index_head_dim,
+        "HEADS": padded_heads(dims.index_n_heads),
+        "BLOCK_N": tiles.block_n,
+        "SPAN": tiles.block_n * KEY_BLOCKS_PER_PROGRAM,
+    }
+    if isinstance(tiles, IndexLogitsTiles):
+        return index_logits_kernel, shared | {"BLOCK_Q": tiles.block_q}
+    return paged_index_logits_kernel, shared | {"PAGE": TOKENS_PER_BLOCK, "NEXT_N": 1}
