@@ -1,6 +1,6 @@
 """The vocabulary that crosses a process or disk border: Point, Job, Measurement, Environment, Manifest, Run.
 
-The line on the worker's pipe and the row on disk are the same record, written by `encode` and read by `decode`.
+The line on the worker's pipe and the row on disk are one record, written by `encode`, read by `decode`.
 Seconds, bytes, hertz, watts, degrees Celsius.
 """
 
@@ -117,6 +117,7 @@ class MemoryUse(Record):
     buffers_bytes: int  # inputs and attention metadata at fixed addresses
     graph_pool_bytes: int  # private pool of this mode's graphs, all sizes up to now; 0 in eager modes
     allocator_peak_bytes: int | None = None
+    host_peak_bytes: int | None = None  # resident peak of the worker process, on a CPU
     nvml_process_bytes: int | None = None
 
 
@@ -169,6 +170,14 @@ class Measurement(Record):
     checks: tuple[Check, ...] = ()
 
 
+class Started(Record):
+    """A worker begins a stage of a Point: the other line on its pipe, never on disk."""
+
+    kind: Kind
+    key: str  # of the Point
+    stage: Stage
+
+
 class Gpu(Record):
     name: str
     uuid: str
@@ -176,7 +185,9 @@ class Gpu(Record):
     compute_capability: str
     memory_bytes: int
     power_limit_w: float | None = None
+    power_limit_default_w: float | None = None
     sm_clock_max_hz: float | None = None
+    compute_pids: tuple[int, ...] = ()  # processes with a context on this GPU when the snapshot was taken
 
 
 class Environment(Record):
@@ -215,11 +226,27 @@ class Run(Record):
     measurements: tuple[Measurement, ...]
 
 
-def encode(measurement: Measurement) -> str:
-    """One line of JSON."""
-    return measurement.model_dump_json(exclude_defaults=False)
+def encode(event: Measurement | Started) -> str:
+    """One line of JSON; a Started goes under the name `started`."""
+    text = event.model_dump_json(exclude_defaults=False)
+    return f'{{"started":{text}}}' if isinstance(event, Started) else text
 
 
 def decode(line: str | bytes) -> Measurement:
     """The Measurement that `encode` wrote. Raises ValueError on anything else."""
-    return Measurement.model_validate(json.loads(line))
+    return Measurement.model_validate(_json(line))
+
+
+def decode_event(line: str | bytes) -> Measurement | Started:
+    """What `encode` wrote. Raises ValueError on anything else."""
+    value = _json(line)
+    if isinstance(value, dict) and value.keys() == {"started"}:
+        return Started.model_validate(value["started"])
+    return Measurement.model_validate(value)
+
+
+def _json(line: str | bytes) -> Any:
+    try:
+        return json.loads(line)
+    except RecursionError:
+        raise ValueError("JSON nested too deeply") from None

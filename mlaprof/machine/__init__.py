@@ -1,0 +1,1 @@
+"""Facts of the box: GPU, software, processes. No torch."""

@@ -1,0 +1,92 @@
+"""A worker without torch, for tests of the sweep: it speaks the protocol, and fails as told.
+
+    fake_worker.py MODE [TARGET] --fd N
+
+MODE    ok; or what happens at TARGET, a number of tokens: signal, exit, hang, rubbish, torn, stranger, twice,
+        chatter; or what happens before any Point: dead, mute, rubbish-first; or at the end: linger
+Standard library only, so that hundreds of them start in seconds.
+"""
+
+# ruff: noqa: T201  a worker may print what it likes
+
+import json
+import os
+import signal
+import sys
+import time
+
+
+def main() -> None:
+    mode = sys.argv[1]
+    target = int(sys.argv[2]) if sys.argv[2] != "--fd" else 0
+    pipe = os.fdopen(int(sys.argv[sys.argv.index("--fd") + 1]), "w", buffering=1)
+    job = json.load(sys.stdin)
+    print(f"worker {os.getpid()} of parent {os.getppid()}", flush=True)
+    if mode == "dead":
+        print("no kernel image for this device", file=sys.stderr)
+        sys.exit(7)
+    if mode == "mute":
+        sleep_with_a_grandchild()
+    if mode == "rubbish-first":
+        pipe.write("Segmentation fault\n")
+    for point in job["points"]:
+        pipe.write(json.dumps({"started": {"kind": job["kind"], "key": key(point), "stage": "build"}}) + "\n")
+        pipe.write(json.dumps({"started": {"kind": job["kind"], "key": key(point), "stage": "capture"}}) + "\n")
+        line = json.dumps(measurement(job, point))
+        if point["num_tokens"] == target:
+            misbehave(mode, pipe, line)
+        pipe.write(line + "\n")
+    if mode == "linger":
+        pipe.close()
+        sleep_with_a_grandchild()
+
+
+def misbehave(mode: str, pipe, line: str) -> None:
+    if mode == "signal":
+        print("CUDA error: an illegal memory access was encountered", file=sys.stderr, flush=True)
+        os.kill(os.getpid(), signal.SIGABRT)
+    elif mode == "exit":
+        sys.exit(3)
+    elif mode == "hang":
+        sleep_with_a_grandchild()
+    elif mode == "rubbish":
+        pipe.write('{"half": a record\n')
+    elif mode == "torn":
+        pipe.write(line[: len(line) // 2])
+        pipe.flush()
+        os._exit(0)
+    elif mode == "stranger":
+        pipe.write(line.replace('"num_tokens": ', '"num_tokens": 9') + "\n")
+    elif mode == "twice":
+        pipe.write(line + "\n")
+    elif mode == "chatter":
+        for number in range(20_000):  # far more than a pipe holds
+            print(f"\x1b[31mwarning {number}\x1b[0m")
+        sys.stdout.flush()
+        os.abort()
+
+
+def sleep_with_a_grandchild() -> None:
+    """Hang, and leave a process in the group that holds every descriptor open."""
+    if os.fork() == 0:
+        print(f"grandchild {os.getpid()}", flush=True)
+    time.sleep(600)
+
+
+def key(point: dict) -> str:
+    """The key of a Point with default tiles."""
+    return "{preset}/{phase}/t{num_tokens}/ctx{context_len}/{mode}".format_map(point)
+
+
+def measurement(job: dict, point: dict) -> dict:
+    return {
+        "point": point,
+        "kind": job["kind"],
+        "outcome": {"status": "ok", "stage": "measure", "reason": ""},
+        "emulated": job["device"] == "cpu",
+        "recorded_at": "2026-11-23T10:15:00+00:00",
+    }
+
+
+if __name__ == "__main__":
+    main()

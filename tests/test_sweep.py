@@ -1,0 +1,357 @@
+"""The sweep against a fake worker: one process a job, and a fault costs its own Point."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from mlaprof.machine.child import Child
+from mlaprof.plan import Plan
+from mlaprof.records import Job, Measurement, Outcome, Point, Started
+from mlaprof.shapes import LayerShape
+from mlaprof.study import BatchSpec, LayerSpec, MeasureSpec
+from mlaprof.sweep import Event, spawn_worker, sweep
+
+FAKE_WORKER = Path(__file__).with_name("fake_worker.py")
+
+SHAPE = LayerShape(
+    hidden_size=64,
+    num_heads=2,
+    q_lora_rank=16,
+    kv_lora_rank=32,
+    qk_nope_head_dim=16,
+    qk_rope_head_dim=16,
+    v_head_dim=16,
+    index_n_heads=2,
+    index_head_dim=128,
+    index_topk=64,
+    indexer_rope_interleave=False,
+    max_position_embeddings=1024,
+    rms_norm_eps=1e-6,
+    intermediate_size=128,
+)
+
+
+def make_point(num_tokens: int, mode: str = "split_eager") -> Point:
+    return Point(preset="tiny", phase="prefill", num_tokens=num_tokens, context_len=0, mode=mode)
+
+
+def make_job(*num_tokens: int, timeout_s: float = 60.0) -> Job:
+    return Job(
+        kind="timing",
+        device="cpu",
+        layer=LayerSpec(preset="tiny", shape=SHAPE),
+        batch=BatchSpec(),
+        measure=MeasureSpec(point_timeout_s=timeout_s),
+        points=tuple(map(make_point, num_tokens)),
+    )
+
+
+def fake(mode: str, target: int | None = None) -> Callable[[Job], Child]:
+    arguments = [mode] if target is None else [mode, str(target)]
+    return partial(spawn_worker, command=[sys.executable, str(FAKE_WORKER), *arguments])
+
+
+class Counted:
+    """A Spawn that remembers its jobs and workers."""
+
+    def __init__(self, spawn: Callable[[Job], Child]) -> None:
+        self.spawn = spawn
+        self.jobs: list[Job] = []
+        self.workers: list[Child] = []
+
+    def __call__(self, job: Job) -> Child:
+        self.jobs.append(job)
+        self.workers.append(self.spawn(job))
+        return self.workers[-1]
+
+
+def run(*jobs: Job, spawn: Callable[[Job], Child]) -> list[Measurement]:
+    """Sweep the jobs and return what was kept."""
+    kept: list[Measurement] = []
+    events = list(sweep(Plan(jobs=jobs, skips=()), spawn=spawn, keep=kept.append))
+    assert kept == [event for event in events if isinstance(event, Measurement)]
+    return kept
+
+
+def statuses(measurements: list[Measurement]) -> dict[int, str]:
+    found = {each.point.num_tokens: each.outcome.status for each in measurements}
+    assert len(found) == len(measurements), "a Point was answered twice"
+    return found
+
+
+def processes_of_group(group: int) -> list[int]:
+    members = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rsplit(")", 1)[1].split()
+        except OSError:
+            continue
+        if int(fields[2]) == group and fields[0] != "Z":
+            members.append(int(stat.parent.name))
+    return members
+
+
+def with_checkout() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+
+
+def wait_for(condition: Callable[[], object], limit_s: float = 20.0) -> object:
+    deadline = time.monotonic() + limit_s
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.02)
+    return found
+
+
+@pytest.fixture(autouse=True)
+def no_descriptor_and_no_child_is_left() -> Iterator[None]:
+    before = set(os.listdir("/proc/self/fd"))
+    yield
+    assert set(os.listdir("/proc/self/fd")) <= before
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+
+
+def test_a_sound_worker_measures_every_point_of_every_job_in_order():
+    """Each job has its own process, and every Point is answered once, in the plan's order."""
+    spawn = Counted(fake("ok"))
+
+    kept = run(make_job(8, 4, 1), make_job(64, 16), spawn=spawn)
+
+    assert [each.point.num_tokens for each in kept] == [8, 4, 1, 64, 16]
+    assert {each.outcome.status for each in kept} == {"ok"}
+    assert len({worker.pid for worker in spawn.workers}) == 2
+
+
+def test_stages_are_reported_before_their_measurement():
+    """A Started of each stage comes before the Measurement, so that progress can be shown."""
+    events = list(sweep(Plan(jobs=(make_job(3),), skips=()), spawn=fake("ok"), keep=lambda each: None))
+
+    key = make_point(3).key
+    assert events[:2] == [
+        Started(kind="timing", key=key, stage="build"),
+        Started(kind="timing", key=key, stage="capture"),
+    ]
+    assert isinstance(events[2], Measurement) and len(events) == 3
+
+
+def test_skips_come_first_and_are_kept():
+    """A Point that cannot run is a row as well."""
+    skip = Measurement(
+        point=make_point(5, "full"),
+        kind="timing",
+        outcome=Outcome(status="skipped", stage="plan", reason="not in this mode"),
+        emulated=True,
+        recorded_at="2026-11-23T10:15:00+00:00",
+    )
+    kept: list[Measurement] = []
+
+    events = sweep(Plan(jobs=(make_job(1),), skips=(skip,)), spawn=fake("ok"), keep=kept.append)
+
+    assert next(events) == skip
+    assert kept == [skip]
+    events.close()
+
+
+def test_a_measurement_is_kept_before_it_is_yielded():
+    """Whoever sees a Measurement can rely on it being on disk."""
+    kept: list[Measurement] = []
+    for event in sweep(Plan(jobs=(make_job(1, 2),), skips=()), spawn=fake("ok"), keep=kept.append):
+        if isinstance(event, Measurement):
+            assert kept[-1] is event
+
+
+@pytest.mark.parametrize(
+    ("mode", "words"),
+    [
+        ("signal", "killed by SIGABRT"),
+        ("exit", "exit code 3"),
+        ("rubbish", "no record"),
+        ("torn", "exit code 0"),
+        ("stranger", "not measured yet"),
+        ("chatter", "killed by SIGABRT"),
+    ],
+)
+def test_a_fault_costs_its_own_point(mode, words):
+    """The Point in flight fails with the stage it was in; the rest is measured by a fresh worker."""
+    spawn = Counted(fake(mode, 4))
+
+    kept = run(make_job(8, 4, 2, 1), make_job(16), spawn=spawn)
+
+    assert statuses(kept) == {8: "ok", 4: "failed", 2: "ok", 1: "ok", 16: "ok"}
+    failure = next(each for each in kept if each.outcome.status == "failed")
+    assert failure.outcome.stage == "capture"
+    assert words in failure.outcome.reason.splitlines()[0]
+    assert failure.emulated
+    assert [[point.num_tokens for point in job.points] for job in spawn.jobs] == [[8, 4, 2, 1], [2, 1], [16]]
+
+
+def test_the_last_words_of_a_worker_are_in_the_reason():
+    """What the worker printed last tells why it died."""
+    (failure,) = run(make_job(4), spawn=fake("signal", 4))
+
+    assert "an illegal memory access was encountered" in failure.outcome.reason
+
+
+def test_the_reason_is_bounded_and_harmless_to_a_terminal():
+    """A worker that prints megabytes leaves 4 KiB of them, without escape sequences."""
+    (failure,) = run(make_job(4), spawn=fake("chatter", 4))
+
+    assert len(failure.outcome.reason) < 4096 + 200
+    assert "\x1b" not in failure.outcome.reason
+
+
+def test_a_silent_worker_is_killed_with_its_group_at_the_limit():
+    """point_timeout_s without a line ends the worker and what it forked, and fails the Point in flight."""
+    spawn = Counted(fake("hang", 4))
+
+    kept = run(make_job(8, 4, 2, timeout_s=0.7), spawn=spawn)
+
+    assert statuses(kept) == {8: "ok", 4: "failed", 2: "ok"}
+    assert "no sign of life for 0.7 s" in kept[1].outcome.reason
+    assert wait_for(lambda: processes_of_group(spawn.workers[0].pid) == [])
+
+
+@pytest.mark.parametrize(
+    ("mode", "words"), [("dead", "exit code 7"), ("mute", "no sign of life"), ("rubbish-first", "no record")]
+)
+def test_a_worker_that_never_starts_a_point_is_not_tried_again(mode, words):
+    """All Points of such a job fail once, in stage `worker`; the next job has its own chance."""
+    spawn = Counted(fake(mode))
+
+    kept = run(make_job(8, 4, timeout_s=0.7), make_job(2, timeout_s=0.7), spawn=spawn)
+
+    assert statuses(kept) == {8: "failed", 4: "failed", 2: "failed"}
+    assert {each.outcome.stage for each in kept} == {"worker"}
+    assert all(words in each.outcome.reason for each in kept)
+    assert len(spawn.jobs) == 2
+
+
+def test_a_worker_that_cannot_be_started_fails_its_points():
+    """A missing interpreter is a failure of the Points, not a traceback."""
+    kept = run(make_job(8, 4), spawn=partial(spawn_worker, command=["/nonexistent/python"]))
+
+    assert statuses(kept) == {8: "failed", 4: "failed"}
+    assert "could not start" in kept[0].outcome.reason
+
+
+def test_a_point_that_was_reported_is_not_measured_again():
+    """A worker that repeats itself is ended; its first answer stays and only the rest runs again."""
+    spawn = Counted(fake("twice", 8))
+
+    kept = run(make_job(8, 4), spawn=spawn)
+
+    assert statuses(kept) == {8: "ok", 4: "ok"}
+    assert [[point.num_tokens for point in job.points] for job in spawn.jobs] == [[8, 4], [4]]
+
+
+def test_a_worker_that_does_not_go_is_ended(monkeypatch):
+    """All is measured, but the process stays with a grandchild on its pipes: it is killed after a grace."""
+    monkeypatch.setattr("mlaprof.sweep.EXIT_GRACE_S", 0.3)
+    spawn = Counted(fake("linger"))
+
+    kept = run(make_job(8), spawn=spawn)
+
+    assert statuses(kept) == {8: "ok"}
+    assert wait_for(lambda: processes_of_group(spawn.workers[0].pid) == [])
+
+
+@pytest.mark.parametrize("end", ["close", "interrupt", "disk full"])
+def test_the_worker_ends_with_the_sweep(end):
+    """Closing the iterator, Ctrl-C, or a failing store ends the worker and its group."""
+    spawn = Counted(fake("hang", 4))
+
+    def keep(measurement: Measurement) -> None:
+        if end == "disk full":
+            raise OSError("no space left on device")
+
+    events: Iterator[Event] = sweep(Plan(jobs=(make_job(8, 4),), skips=()), spawn=spawn, keep=keep)
+    if end == "disk full":
+        with pytest.raises(OSError, match="no space"):
+            list(events)
+    elif end == "close":
+        next(events)
+        events.close()
+    else:
+        threading.Timer(0.5, os.kill, [os.getpid(), signal.SIGINT]).start()
+        with pytest.raises(KeyboardInterrupt):
+            list(events)
+
+    assert len(spawn.workers) == 1
+    assert wait_for(lambda: processes_of_group(spawn.workers[0].pid) == [])
+
+
+def test_a_worker_dies_with_its_parent(tmp_path):
+    """kill -9 of the parent leaves no worker behind, when the worker has called die_with_parent."""
+    pid_file = tmp_path / "pid"
+    worker = (
+        "import os, time; from mlaprof.machine.parent import die_with_parent; assert die_with_parent();"
+        f"open({str(pid_file)!r}, 'w').write(str(os.getpid())); time.sleep(600)"
+    )
+    parent = (
+        "import sys; from mlaprof.machine.child import Child;"
+        f"child = Child([sys.executable, '-c', {worker!r}], b'', {{}}); child.next_line(600)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", parent], env=with_checkout())
+    try:
+        pid = int(wait_for(lambda: pid_file.exists() and pid_file.read_text()))
+    finally:
+        process.kill()
+        process.wait()
+
+    assert wait_for(lambda: processes_of_group(pid) == [])
+
+
+def test_the_worker_finds_this_checkout_and_not_the_users_files(tmp_path, monkeypatch):
+    """Nothing is installed, and a random.py lies in the user's folder: the real worker's imports are ours."""
+    (tmp_path / "random.py").write_text("raise RuntimeError('shadowed')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    script = "import random, mlaprof, os; os.write(int(os.sys.argv[-1]), mlaprof.__file__.encode() + b'\\n')"
+
+    child = spawn_worker(make_job(1), command=[sys.executable, "-P", "-c", script])
+    try:
+        line = child.next_line(60)
+    finally:
+        child.kill()
+
+    import mlaprof
+
+    assert (line or b"").decode() == str(Path(mlaprof.__file__).resolve())
+
+
+def test_the_job_reaches_the_worker_whole():
+    """The JSON on the worker's stdin is the Job, in every field."""
+    job = make_job(1, 63, 4096)
+
+    assert Job.model_validate_json(job.model_dump_json()) == job
+
+
+def test_a_worker_that_reads_nothing_cannot_block_the_parent():
+    """A job larger than a pipe is handed over without waiting for the worker."""
+    job = make_job(*range(1, 2001), timeout_s=0.5)
+
+    child = spawn_worker(job, command=[sys.executable, "-c", "import time; time.sleep(600)"])
+    try:
+        with pytest.raises(TimeoutError):
+            child.next_line(0.1)
+    finally:
+        child.kill()
+
+
+def test_the_fake_worker_uses_the_standard_library_only():
+    """It must start at once, hundreds of times."""
+    imported = set(re.findall(r"^import (\w+)", FAKE_WORKER.read_text(), re.MULTILINE))
+
+    assert imported <= sys.stdlib_module_names
