@@ -76,9 +76,7 @@ class CudaClock:
             raise ValueError(f"l2_bytes: expected a positive size for a cold clock, got {l2_bytes}")
         if not 0.0 < delay_s <= MAX_DELAY_S:
             raise ValueError(f"delay_s: expected 0 < delay_s <= {MAX_DELAY_S}, got {delay_s}")
-        self.unfilled = (
-            0  # samples that could not be pre-filled; compare before and after one to learn of which arm
-        )
+        self.unfilled = 0  # samples that could not be pre-filled; compare before and after one to learn of which arm
         self._scratch = torch.empty(2 * l2_bytes, dtype=torch.uint8, device="cuda") if cold else None
         self._delay_s = delay_s
         # By identity of the step, without holding it: a reused number costs one retake, a held step memory.
@@ -216,9 +214,7 @@ def sample_rounds(
     if not arms:
         raise ValueError("arms: expected at least one, got none")
     if not 1 <= min_samples <= max_samples:
-        raise ValueError(
-            f"samples: expected 1 <= min_samples <= max_samples, got {min_samples} and {max_samples}"
-        )
+        raise ValueError(f"samples: expected 1 <= min_samples <= max_samples, got {min_samples} and {max_samples}")
     order = list(arms)
     shuffle = random.Random(seed).shuffle
     series: dict[str, _Series[R]] = {name: _Series() for name in arms}

@@ -37,9 +37,7 @@ class VirtualGpu:
         assert enable_timing
         return Event(self)
 
-    def step(
-        self, *, kernels: int, device_s: float, submit_s: float, waits: bool = False
-    ) -> Callable[[], None]:
+    def step(self, *, kernels: int, device_s: float, submit_s: float, waits: bool = False) -> Callable[[], None]:
         """A step of equal kernels, device_s and submit_s each; one that waits synchronises at its end."""
 
         def run() -> None:

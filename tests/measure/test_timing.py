@@ -134,9 +134,7 @@ def test_the_warm_up_lasts_as_long_as_asked(monkeypatch):
 def test_an_exhausted_budget_ends_the_rounds_but_leaves_one():
     """Out of time from the start: one warm-up rotation, one round, no endless loop and no empty arm."""
     clock = ScriptedClock()
-    samples = sampled(
-        {"a": nothing, "b": nothing}, clock, min_samples=40, max_samples=50, exhausted=lambda: True
-    )
+    samples = sampled({"a": nothing, "b": nothing}, clock, min_samples=40, max_samples=50, exhausted=lambda: True)
     assert [len(each.device_s) for each in samples.values()] == [1, 1]
     assert clock.settled == 1
 
@@ -159,9 +157,10 @@ def test_contradicting_bounds_are_refused(arms, changes, complaint):
 
 
 def test_the_collector_is_off_while_sampling():
+    """And what lives already is frozen, so that no later collection has to walk it."""
     states = []
-    sampled({"a": lambda: states.append(gc.isenabled())})
-    assert set(states) == {False}
+    sampled({"a": lambda: states.append((gc.isenabled(), gc.get_freeze_count() > 0))})
+    assert set(states) == {(False, True)}
     assert gc.isenabled()
 
 
@@ -263,8 +262,9 @@ def test_a_clock_rate_that_rises_after_calibration_does_not_let_gaps_in(gpu):
     assert clock.unfilled == 0
 
 
-def test_cold_writes_twice_the_l2_before_the_spin(gpu, monkeypatch):
-    """The flush ends before the start event and is not counted."""
+@pytest.fixture
+def flushes(gpu, monkeypatch):
+    """The sizes of the buffers written on the virtual device, 50 us each."""
     written = []
 
     def empty(nbytes, *, dtype, device):
@@ -277,10 +277,23 @@ def test_cold_writes_twice_the_l2_before_the_spin(gpu, monkeypatch):
         return SimpleNamespace(zero_=zero)
 
     monkeypatch.setattr(timing.torch, "empty", empty)
+    return written
+
+
+def test_cold_writes_twice_the_l2_before_the_spin(gpu, flushes):
+    """The flush ends before the start event and is not counted."""
     clock = CudaClock(cold=True, l2_bytes=50 * 2**20)
     device_s, _ = clock.sample(gpu.step(kernels=3, device_s=4e-6, submit_s=10e-6))
     assert device_s == pytest.approx(12e-6)
-    assert written == [100 * 2**20]
+    assert flushes == [100 * 2**20]
+
+
+def test_the_flush_hides_no_launch_of_a_step_that_synchronises(gpu, flushes):
+    """Without a spin, a flush still running would cover the first launch: cold would look quicker than warm."""
+    step = gpu.step(kernels=10, device_s=50e-6, submit_s=20e-6, waits=True)
+    cold = CudaClock(cold=True, l2_bytes=1).sample(step)
+    warm = CudaClock(cold=False, l2_bytes=0).sample(step)
+    assert cold == pytest.approx(warm)
 
 
 def test_events_that_run_backwards_are_an_error_not_a_latency(gpu):
