@@ -25,9 +25,7 @@ Event = Started | Measurement
 # -P: a file named random.py in the user's folder must not shadow a module of the worker.
 WORKER_COMMAND = (sys.executable, "-P", "-m", "mlaprof.worker")
 
-EXIT_GRACE_S = (
-    30.0  # from the end of its last line to the end of the worker; a CUDA context takes about 1 s to go
-)
+EXIT_GRACE_S = 30.0  # from the end of its last line to the end of the worker; a CUDA context takes about 1 s to go
 
 
 class Worker(Protocol):

@@ -52,11 +52,7 @@ def _emulation(environment: Environment) -> list[Warning_]:
         version = environment.packages.get("torch", "none")
         why = f"there is a {environment.gpus[0].name}, but torch {version} is built without CUDA"
         return [Warning_("cpu_torch", what, why, "install a CUDA build of torch")]
-    return [
-        Warning_(
-            "emulated", what, f"the {environment.gpus[0].name} is not used", "mlaprof sweep --device cuda"
-        )
-    ]
+    return [Warning_("emulated", what, f"the {environment.gpus[0].name} is not used", "mlaprof sweep --device cuda")]
 
 
 def _gpu(environment: Environment) -> list[Warning_]:
@@ -98,9 +94,7 @@ def _nvml(environment: Environment) -> list[Warning_]:
     if environment.gpus:
         return []
     why = f"NVML does not answer ({environment.nvml})"
-    return [
-        Warning_("nvml", "clocks, power and temperature are not recorded", why, "pip install nvidia-ml-py")
-    ]
+    return [Warning_("nvml", "clocks, power and temperature are not recorded", why, "pip install nvidia-ml-py")]
 
 
 def _software(environment: Environment) -> list[Warning_]:
@@ -109,9 +103,7 @@ def _software(environment: Environment) -> list[Warning_]:
     mate = TRITON_OF_TORCH.get(_release(torch)) if torch else None
     if triton is None:
         found.append(
-            Warning_(
-                "no_triton", "tile cells cannot be compiled", "Triton is not installed", "pip install triton"
-            )
+            Warning_("no_triton", "tile cells cannot be compiled", "Triton is not installed", "pip install triton")
         )
     elif mate is not None and _release(triton) != mate:
         found.append(

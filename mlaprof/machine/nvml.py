@@ -183,9 +183,7 @@ def event_names(mask: int) -> tuple[str, ...]:
 def _index_of(entry: str, uuids: list[str]) -> int | None:
     if entry.isdecimal():
         return int(entry) if int(entry) < len(uuids) else None
-    matches = [
-        index for index, uuid in enumerate(uuids) if entry.startswith("GPU-") and uuid.startswith(entry)
-    ]
+    matches = [index for index, uuid in enumerate(uuids) if entry.startswith("GPU-") and uuid.startswith(entry)]
     return matches[0] if len(matches) == 1 else None
 
 
