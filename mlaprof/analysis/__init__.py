@@ -1,0 +1,1 @@
+"""What the samples say: estimates, summaries and comparisons as values."""

@@ -1,0 +1,358 @@
+"""A Run as one row a Point: estimates, speed-ups and what went wrong, all computed, never stored."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import reduce
+from operator import or_
+from statistics import median
+from typing import Literal
+from zlib import crc32
+
+import numpy as np
+
+from mlaprof.analysis.stats import Bootstrap, Estimate, bootstrap, estimate, geometric_mean, quotient
+from mlaprof.machine.nvml import event_names
+from mlaprof.records import (
+    Check,
+    Device,
+    GraphFacts,
+    KernelResources,
+    Kind,
+    Measurement,
+    MemoryUse,
+    Point,
+    Run,
+    Status,
+    Timing,
+)
+from mlaprof.study import MODES, PHASES, Mode, Phase
+
+CellStatus = Literal[Status, "missing"]
+FindingKind = Literal["incorrect", "failed", "missing", "partial", "noisy", "throttled", "emulated"]
+
+BASELINE: Mode = "monolithic_eager"
+NOISY_HALF_WIDTH = 0.02  # of the median; beyond it a difference of a few per cent is not there to be seen
+THROTTLE_REASONS = 0x08 | 0x20 | 0x40 | 0x80  # NVML: hardware slowdown, software or hardware thermal, power brake
+
+_KEY = re.compile(
+    rf"(?P<preset>.+)/(?P<phase>{'|'.join(PHASES)})/t(?P<num_tokens>\d+)/ctx(?P<context_len>\d+)"
+    rf"/(?P<mode>{'|'.join(MODES)})(?:/(?P<tiles>.+))?"
+)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Everything known of one Point. Seconds, bytes, hertz, watts, degrees Celsius.
+
+    A latency, and all that follows from one, is None unless outcome is ok.
+    """
+
+    key: str
+    preset: str
+    phase: Phase
+    num_tokens: int
+    context_len: int
+    mode: Mode
+    tiles: str  # the label of the choice; empty for every kernel's default
+    outcome: CellStatus
+    emulated: bool
+    stage: str = ""
+    reason: str = ""
+    notes: tuple[str, ...] = ()
+    device_s: Estimate | None = None
+    submit_s: Estimate | None = None
+    speedup: Estimate | None = None  # over BASELINE at the same cell, default tiles; above 1 is faster
+    tiles_speedup: Estimate | None = None  # over the default tiles of the same mode
+    cache: Literal["cold", "warm"] | None = None
+    clock: Literal["cuda_event", "perf_counter"] | None = None
+    first_call_s: float | None = None
+    sm_clock_hz: float | None = None  # medians over the rounds; None without NVML
+    power_w: float | None = None
+    temperature_c: float | None = None
+    clock_events: tuple[str, ...] = ()  # every reason seen in any round
+    throttled: bool = False
+    memory: MemoryUse | None = None
+    graph: GraphFacts | None = None
+    resources: tuple[KernelResources, ...] = ()
+    checks: tuple[Check, ...] = ()
+
+    @property
+    def timed(self) -> bool:
+        """A latency may be shown."""
+        return self.device_s is not None
+
+
+@dataclass(frozen=True)
+class ModeMean:
+    """The geometric mean of a mode's speed-ups over the token counts of one phase and context length."""
+
+    preset: str
+    phase: Phase
+    context_len: int
+    mode: Mode
+    tiles: str
+    speedup: Estimate  # n counts cells
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something a reader must know before believing a number; the sentence is written in report/."""
+
+    kind: FindingKind
+    keys: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """All cells of a run in plan order."""
+
+    run_id: str
+    created_at: str
+    command: tuple[str, ...]
+    device: Device
+    processor: str  # the GPU's name, or the CPU's on a CPU run
+    cells: tuple[Cell, ...]
+    means: tuple[ModeMean, ...]
+    findings: tuple[Finding, ...]
+
+    @property
+    def emulated(self) -> bool:
+        """Times come from the CPU's emulated capture."""
+        return any(cell.emulated for cell in self.cells)
+
+
+@dataclass(frozen=True)
+class Group:
+    """The cells that share a table or a figure: by num_tokens, then mode, default tiles first."""
+
+    preset: str
+    phase: Phase
+    context_len: int
+    cells: tuple[Cell, ...]
+    means: tuple[ModeMean, ...]
+
+
+def groups(summary: Summary) -> tuple[Group, ...]:
+    """The cells by preset, phase and context length, in the order of the plan."""
+    found: dict[tuple[str, Phase, int], list[Cell]] = {}
+    for cell in summary.cells:
+        found.setdefault((cell.preset, cell.phase, cell.context_len), []).append(cell)
+    return tuple(
+        Group(
+            *place,
+            cells=tuple(sorted(cells, key=_row_order)),
+            means=tuple(mean for mean in summary.means if (mean.preset, mean.phase, mean.context_len) == place),
+        )
+        for place, cells in found.items()
+    )
+
+
+def _row_order(cell: Cell) -> tuple[int, int, bool]:
+    return cell.num_tokens, MODES.index(cell.mode), bool(cell.tiles)  # tiles keep the order of the study
+
+
+@dataclass(frozen=True)
+class _Identity:
+    """What a key says; the tiles of a Point that was never measured are known by their label alone."""
+
+    preset: str
+    phase: Phase
+    num_tokens: int
+    context_len: int
+    mode: Mode
+    tiles: str
+
+
+def summarize(run: Run) -> Summary:
+    """One Cell a Point key, in plan order. Raises ValueError on a planned key that is not one."""
+    manifest = run.manifest
+    expected: dict[str, tuple[str, ...]] = {}
+    for entry in manifest.planned:
+        kind, _, key = entry.partition(" ")
+        expected[key] = (*expected.get(key, ()), kind)
+    seen: dict[str, dict[Kind, Measurement]] = {}
+    for measurement in run.measurements:  # a later measurement of the same kind replaces an earlier one
+        seen.setdefault(measurement.point.key, {})[measurement.kind] = measurement
+    arms = {key: arm for key, kinds in seen.items() if (arm := _arm(key, kinds))}
+
+    cells = []
+    for key in dict.fromkeys([*expected, *seen]):
+        on_cpu = manifest.device == "cpu"
+        cells.append(_cell(key, seen.get(key, {}), expected.get(key, ()), arms, emulated=on_cpu))
+    gpus = manifest.environment.gpus
+    return Summary(
+        run_id=manifest.run_id,
+        created_at=manifest.created_at,
+        command=manifest.command,
+        device=manifest.device,
+        processor=gpus[0].name if manifest.device == "cuda" and gpus else manifest.environment.cpu,
+        cells=tuple(cells),
+        means=_means(cells, arms),
+        findings=_findings(cells),
+    )
+
+
+def identity(key: str) -> _Identity:
+    """The parts of a Point key. Raises ValueError on anything else."""
+    found = _KEY.fullmatch(key)
+    if not found:
+        raise ValueError(f"key: expected preset/phase/tN/ctxN/mode[/tiles], got {key!r}")
+    return _Identity(
+        preset=found["preset"],
+        phase=next(phase for phase in PHASES if phase == found["phase"]),
+        num_tokens=int(found["num_tokens"]),
+        context_len=int(found["context_len"]),
+        mode=next(mode for mode in MODES if mode == found["mode"]),
+        tiles=found["tiles"] or "",
+    )
+
+
+def _of_point(point: Point) -> _Identity:
+    return _Identity(point.preset, point.phase, point.num_tokens, point.context_len, point.mode, point.tiles_label)
+
+
+@dataclass(frozen=True, eq=False)
+class _Arm:
+    """A timing that may be shown, and the bootstrap of its device time, drawn once for every use."""
+
+    timing: Timing
+    device_s: Bootstrap
+
+
+def _arm(key: str, kinds: Mapping[Kind, Measurement]) -> _Arm | None:
+    measurement = kinds.get("timing")
+    if measurement is None or not measurement.outcome.usable:
+        return None
+    timing = measurement.timing
+    if timing is None or not timing.device_s:
+        return None
+    return _Arm(timing, bootstrap(timing.device_s, seed=crc32(key.encode())))
+
+
+def _cell(
+    key: str,
+    kinds: Mapping[Kind, Measurement],
+    expected: tuple[str, ...],
+    arms: Mapping[str, _Arm],
+    *,
+    emulated: bool,
+) -> Cell:
+    first = next(iter(kinds.values()), None)
+    who = _of_point(first.point) if first else identity(key)
+    leading = _leading(kinds, expected)
+    outcome: CellStatus = leading.outcome.status if leading else "missing"
+    arm = arms.get(key)
+    notes = [*_notes(kinds, expected, leading)]
+    if outcome == "ok" and leading is kinds.get("timing") and arm is None:
+        notes.append("the timing holds no samples")
+    cell = Cell(
+        key=key,
+        preset=who.preset,
+        phase=who.phase,
+        num_tokens=who.num_tokens,
+        context_len=who.context_len,
+        mode=who.mode,
+        tiles=who.tiles,
+        outcome=outcome,
+        emulated=leading.emulated if leading else emulated,
+        stage="" if outcome in ("ok", "compiled", "missing") or leading is None else leading.outcome.stage,
+        reason=leading.outcome.reason if leading else "the run ended before this was measured",
+        notes=tuple(notes),
+        memory=next((each.memory for each in _ordered(kinds, "memory", "timing") if each.memory), None),
+        graph=next((each.graph for each in _ordered(kinds, "timing", "memory") if each.graph), None),
+        resources=next((each.resources for each in _ordered(kinds, "timing", "compile") if each.resources), ()),
+        checks=next((each.checks for each in _ordered(kinds, "timing", "memory") if each.checks), ()),
+    )
+    if arm is None:
+        return cell
+    place = _place(who)
+    return _with_timing(cell, arm, arms.get(f"{place}/{BASELINE}"), arms.get(f"{place}/{who.mode}"))
+
+
+def _place(who: _Identity | Cell) -> str:
+    return f"{who.preset}/{who.phase}/t{who.num_tokens}/ctx{who.context_len}"
+
+
+def _ordered(kinds: Mapping[Kind, Measurement], *order: Kind) -> list[Measurement]:
+    return [kinds[kind] for kind in order if kind in kinds]
+
+
+def _leading(kinds: Mapping[Kind, Measurement], expected: tuple[str, ...]) -> Measurement | None:
+    """The measurement whose outcome is the cell's. A planned timing that is absent is not stood in for."""
+    if "timing" in kinds or "timing" in expected:
+        return kinds.get("timing")
+    return next(iter(_ordered(kinds, "compile", "memory")), None)
+
+
+def _notes(kinds: Mapping[Kind, Measurement], expected: tuple[str, ...], leading: Measurement | None) -> Iterable[str]:
+    for kind, measurement in kinds.items():
+        if measurement is not leading and measurement.outcome.status in ("failed", "incorrect", "skipped"):
+            reason = f": {measurement.outcome.reason}" if measurement.outcome.reason else ""
+            yield f"{kind} {measurement.outcome.status}{reason}"
+    for absent in expected:
+        if absent not in kinds and leading is not None:
+            yield f"{absent} missing: the run ended before it was measured"
+
+
+def _with_timing(cell: Cell, arm: _Arm, baseline: _Arm | None, default: _Arm | None) -> Cell:
+    timing = arm.timing
+    seen_events = reduce(or_, timing.clock_event_reasons, 0)
+    speedup, tiles_speedup = _speedup(baseline, arm), _speedup(default, arm)
+    return replace(
+        cell,
+        device_s=arm.device_s.estimate,
+        submit_s=estimate(timing.submit_s) if timing.submit_s else None,
+        speedup=speedup.estimate if speedup else None,
+        tiles_speedup=tiles_speedup.estimate if tiles_speedup and cell.tiles else None,
+        cache=timing.cache,
+        clock=timing.clock,
+        first_call_s=timing.first_call_s,
+        sm_clock_hz=median(timing.sm_clock_hz) if timing.sm_clock_hz else None,
+        power_w=median(timing.power_w) if timing.power_w else None,
+        temperature_c=median(timing.temperature_c) if timing.temperature_c else None,
+        clock_events=event_names(seen_events),
+        throttled=bool(seen_events & THROTTLE_REASONS),
+    )
+
+
+def _speedup(slower: _Arm | None, arm: _Arm) -> Bootstrap | None:
+    """slower / arm: above 1 where `arm` is faster. None where the two cannot be compared."""
+    if slower is None or slower.timing.clock != arm.timing.clock or slower.timing.cache != arm.timing.cache:
+        return None
+    if min(*slower.timing.device_s, *arm.timing.device_s) <= 0:
+        return None
+    if slower is arm:
+        return Bootstrap(1.0, np.ones(1), arm.device_s.n)
+    return quotient(arm.device_s, slower.device_s)
+
+
+def _means(cells: list[Cell], arms: Mapping[str, _Arm]) -> tuple[ModeMean, ...]:
+    groups: dict[tuple[str, Phase, int, Mode, str], list[Bootstrap]] = {}
+    for cell in cells:
+        baseline = arms.get(f"{_place(cell)}/{BASELINE}")
+        if not cell.timed or arms[cell.key] is baseline:
+            continue
+        speedup = _speedup(baseline, arms[cell.key])
+        if speedup is not None:
+            group = (cell.preset, cell.phase, cell.context_len, cell.mode, cell.tiles)
+            groups.setdefault(group, []).append(speedup)
+    return tuple(ModeMean(*group, geometric_mean(ratios).estimate) for group, ratios in groups.items())
+
+
+def _findings(cells: list[Cell]) -> tuple[Finding, ...]:
+    def keys(wanted: Iterable[Cell]) -> tuple[str, ...]:
+        return tuple(cell.key for cell in wanted)
+
+    found = [
+        Finding("incorrect", keys(c for c in cells if c.outcome == "incorrect")),
+        Finding("failed", keys(c for c in cells if c.outcome == "failed")),
+        Finding("missing", keys(c for c in cells if c.outcome == "missing")),
+        Finding("partial", keys(c for c in cells if c.notes)),
+        Finding("throttled", keys(c for c in cells if c.throttled)),
+        Finding("noisy", keys(c for c in cells if c.device_s and c.device_s.half_width > NOISY_HALF_WIDTH)),
+        Finding("emulated", keys(c for c in cells if c.emulated and c.timed)),
+    ]
+    return tuple(finding for finding in found if finding.keys)

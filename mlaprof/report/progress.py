@@ -1,0 +1,86 @@
+"""Progress of a sweep: a bar with the time left on a terminal, one line a measurement elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import count
+from statistics import median
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Column as TableColumn
+from rich.text import Text
+
+from mlaprof.records import Measurement, Started
+from mlaprof.report.style import STATUS
+from mlaprof.report.units import seconds, size
+
+Show = Callable[[Measurement | Started], None]
+"""Told of each event of a sweep as it happens."""
+
+
+@contextmanager
+def progress(total: int, console: Console) -> Iterator[Show]:
+    """Shows `total` measurements being made; `console` is usually the one of stderr."""
+    if not console.is_terminal:
+        yield _lines(total, console)
+        return
+    columns = (
+        BarColumn(20),
+        MofNCompleteColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[now]}", markup=False, table_column=TableColumn(no_wrap=True, overflow="ellipsis")),
+    )
+    with Progress(*columns, console=console, transient=True) as bar:
+        yield _bar(bar, bar.add_task("sweep", total=total, now=""))
+
+
+def _lines(total: int, console: Console) -> Show:
+    counter = count(1)
+
+    def show(event: Measurement | Started) -> None:
+        if isinstance(event, Started):
+            return
+        line = Text(f"[{next(counter):>{len(str(total))}}/{total}] ")
+        line.append_text(finished_line(event, ascii_only=console.options.ascii_only))
+        console.print(line, soft_wrap=True)
+
+    return show
+
+
+def _bar(bar: Progress, task: TaskID) -> Show:
+    plain = bar.console.options.ascii_only
+
+    def show(event: Measurement | Started) -> None:
+        if isinstance(event, Started):
+            bar.update(task, now=f"{event.kind} {event.key} ({event.stage})")
+            return
+        line = finished_line(event, ascii_only=plain)
+        bar.update(task, advance=1, now=line.plain)
+        if event.outcome.status in ("failed", "incorrect"):  # must not scroll away with the next cell
+            bar.console.print(line, soft_wrap=True)
+
+    return show
+
+
+def finished_line(measurement: Measurement, *, ascii_only: bool = False) -> Text:
+    """`✓ ok timing v3.2/prefill/t64/ctx0/full 123.4 us`."""
+    look = STATUS[measurement.outcome.status]
+    line = Text(look.text(ascii_only), style=look.colour)
+    line.append(f" {measurement.kind} {measurement.point.key} ", style="default")
+    return line.append(_result(measurement), style="default")
+
+
+def _result(measurement: Measurement) -> str:
+    if measurement.outcome.status not in ("ok", "compiled"):
+        return " ".join(f"{measurement.outcome.stage}: {measurement.outcome.reason}".split())
+    if measurement.timing and measurement.timing.device_s:
+        stamp = " emulated" if measurement.emulated else ""
+        return f"{seconds(median(measurement.timing.device_s))}{stamp}"
+    if measurement.memory:
+        return f"graph pool {size(measurement.memory.graph_pool_bytes)}"
+    return ", ".join(
+        f"{each.kernel} {each.registers} registers {size(each.shared_bytes)} shared" for each in measurement.resources
+    )

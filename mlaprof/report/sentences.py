@@ -1,0 +1,65 @@
+"""The sentence of each finding and of each reference line; a warning ends with what to do next."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mlaprof.analysis.summary import NOISY_HALF_WIDTH, Cell, Finding, Summary
+
+
+def finding(found: Finding, summary: Summary) -> str:
+    """One or two sentences for `found`, the last one a remedy."""
+    n = len(found.keys)
+    cells = "1 cell" if n == 1 else f"{n} cells"
+    match found.kind:
+        case "incorrect":
+            return (
+                f"{cells} INCORRECT: the result disagrees with its reference, so no latency is shown. "
+                "Read the failed checks in `mlaprof show RUN --format json`."
+            )
+        case "failed":
+            return (
+                f"{cells} failed; the rest is unaffected. "
+                "Mend the cause below, then `mlaprof sweep CONFIG --resume RUN`."
+            )
+        case "missing":
+            return f"{cells} not measured yet. Finish with `mlaprof sweep CONFIG --resume RUN`."
+        case "partial":
+            return f"{cells} lack a part (notes below). Complete with `mlaprof sweep CONFIG --resume RUN`."
+        case "noisy":
+            limit = f"{NOISY_HALF_WIDTH:.0%}"
+            return (
+                f"{cells} with a confidence interval beyond ±{limit} of the median. "
+                "Quiet the machine or raise measure.max_samples and measure.min_time_s, and sweep again."
+            )
+        case "throttled":
+            cells_by_key = {cell.key: cell for cell in summary.cells}
+            names = sorted({name for key in found.keys for name in cells_by_key[key].clock_events})
+            return f"{cells} ran while the GPU slowed its clock ({', '.join(names)}). See `mlaprof doctor`."
+        case "emulated":
+            return (
+                "Capture was emulated on the CPU: correctness carries over to a GPU, times do not. "
+                "Run the same sweep with --device cuda for numbers."
+            )
+
+
+def conditions(summary: Summary, cells: Sequence[Cell]) -> str:
+    """`cold L2, median of n=50 to 500, 95% CI` for the timed ones of `cells`."""
+    timed = [cell for cell in cells if cell.device_s]
+    if not timed:
+        return "nothing timed"
+    counts = sorted({cell.device_s.n for cell in timed if cell.device_s})
+    n = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    caches = "+".join(sorted({cell.cache for cell in timed if cell.cache}))
+    where = "cache" if summary.device == "cpu" else "L2"
+    return f"{caches} {where}, median of n={n}, 95% CI"
+
+
+def processor(summary: Summary) -> str:
+    """The GPU's name; on a CPU the warning that belongs beside every number."""
+    return f"{summary.processor}, emulated capture" if summary.emulated else summary.processor
+
+
+def placed(phase: str, context_len: int) -> str:
+    """`prefill, context 4096`."""
+    return f"{phase}, context {context_len}"

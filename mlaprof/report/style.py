@@ -1,0 +1,67 @@
+"""How a status, a verdict and a mode look, in the terminal and on paper, with and without colour."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mlaprof.study import Mode
+
+
+@dataclass(frozen=True)
+class Look:
+    """A word with a symbol before it; `plain` is the symbol of an ASCII terminal. The word alone tells it all."""
+
+    word: str
+    symbol: str
+    plain: str
+    colour: str  # of Rich
+
+    def text(self, ascii_only: bool = False) -> str:
+        return f"{self.plain if ascii_only else self.symbol} {self.word}"
+
+
+STATUS: dict[str, Look] = {
+    "ok": Look("ok", "✓", "+", "green"),
+    "compiled": Look("compiled", "○", "o", "cyan"),
+    "skipped": Look("SKIPPED", "–", "-", "bright_black"),  # noqa: RUF001
+    "failed": Look("FAILED", "✗", "x", "red"),
+    "incorrect": Look("INCORRECT", "≠", "!", "bold red"),
+    "missing": Look("MISSING", "?", "?", "yellow"),
+}
+
+VERDICT: dict[str, Look] = {
+    "SLOWER": Look("SLOWER", "▲", "+", "bold red"),
+    "FASTER": Look("FASTER", "▼", "-", "green"),
+    "SAME": Look("SAME", "=", "=", "bright_black"),
+    "AMBIGUOUS": Look("AMBIGUOUS", "~", "~", "yellow"),
+    "INCORRECT": Look("INCORRECT", "≠", "!", "bold red"),
+    "FAILED": Look("FAILED", "✗", "x", "red"),
+    "MISSING": Look("MISSING", "?", "?", "yellow"),
+    "NEW": Look("NEW", "○", "o", "cyan"),
+}
+
+
+@dataclass(frozen=True)
+class ModeLook:
+    """Colour (hex) and matplotlib marker of a mode."""
+
+    colour: str
+    marker: str
+
+
+# Okabe and Ito's palette: told apart by the common forms of colour blindness, and by luminance in grey print.
+MODE: dict[Mode, ModeLook] = {
+    "monolithic_eager": ModeLook("#767676", "o"),
+    "monolithic_piecewise": ModeLook("#E69F00", "s"),
+    "split_eager": ModeLook("#56B4E9", "^"),
+    "split_piecewise": ModeLook("#0072B2", "D"),
+    "full": ModeLook("#D55E00", "v"),
+}
+
+MEMORY_PARTS: dict[str, tuple[str, str]] = {  # field of MemoryUse -> (label, colour)
+    "weights_bytes": ("weights", "#0072B2"),
+    "caches_bytes": ("caches", "#56B4E9"),
+    "buffers_bytes": ("inputs and metadata", "#009E73"),
+    "graph_pool_bytes": ("graph pool, all sizes", "#E69F00"),
+}
+MEMORY_REST = ("rest of the allocator's peak", "#BBBBBB")

@@ -1,0 +1,265 @@
+"""Runs with planted numbers, for tests of everything downstream of a Run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from mlaprof.kernels.tiles import label
+from mlaprof.records import (
+    Check,
+    Device,
+    Environment,
+    Gpu,
+    GraphFacts,
+    KernelResources,
+    Kind,
+    Manifest,
+    Measurement,
+    MemoryUse,
+    Outcome,
+    Point,
+    Run,
+    Timing,
+)
+from mlaprof.study import DEFAULT_MODES, MODES, Mode, Phase, TileChoice
+
+MIB = 2**20
+H100 = Gpu(
+    name="NVIDIA H100 80GB HBM3",
+    uuid="GPU-0",
+    driver="580.1",
+    compute_capability="9.0",
+    memory_bytes=80 * 2**30,
+    power_limit_w=700.0,
+    sm_clock_max_hz=1.98e9,
+)
+STUDY_YAML = "name: fake\nlayer:\n  preset: v3.2-tp8\n  num_layers: 1\nmeasure:\n  cache: cold\n"
+
+
+def tile(**values: int) -> TileChoice:
+    return TileChoice(kernel="sparse_attn", values=values)
+
+
+def point(mode: Mode = "full", num_tokens: int = 64, **changes: object) -> Point:
+    fields = {"preset": "v3.2-tp8", "phase": "prefill", "context_len": 0, "mode": mode, "num_tokens": num_tokens}
+    return Point.model_validate({**fields, **changes})
+
+
+def samples(median_s: float, n: int = 50, spread: float = 0.002, seed: int = 0) -> tuple[float, ...]:
+    """n samples whose median is median_s exactly, spread evenly on either side in a random order."""
+    values = median_s * (1 + spread * np.linspace(-1, 1, n))
+    return tuple(np.random.default_rng(seed).permutation(values).tolist())
+
+
+def timing(
+    at: Point, device_s: float, submit_s: float = 20e-6, *, emulated: bool = False, n: int = 50, **changes: object
+) -> Measurement:
+    """A timing that went well; the seed follows from the key, so that two arms are independent."""
+    seed = sum(at.key.encode())
+    on_gpu = not emulated
+    series = {
+        "device_s": samples(device_s, n, seed=seed),
+        "submit_s": samples(submit_s, n, seed=seed + 1),
+        "sm_clock_hz": (1.95e9,) * n if on_gpu else (),
+        "power_w": (420.0,) * n if on_gpu else (),
+        "temperature_c": (48.0,) * n if on_gpu else (),
+        "clock_event_reasons": (0,) * n if on_gpu else (),
+        "cache": "cold",
+        "clock": "cuda_event" if on_gpu else "perf_counter",
+        "warmup_s": 0.2,
+        "first_call_s": 1.5,
+    }
+    return Measurement(
+        point=at,
+        kind="timing",
+        outcome=Outcome(status="ok"),
+        emulated=emulated,
+        recorded_at="2026-01-02T03:04:05Z",
+        timing=Timing.model_validate({**series, **changes}),
+        graph=GraphFacts(
+            captured_segments=0 if "eager" in at.mode else 1,
+            eager_segments=1 if "eager" in at.mode else 0,
+            graph_launches=0 if "eager" in at.mode else 1,
+            graph_nodes=0 if "eager" in at.mode else 30,
+            capture_s=0.05,
+            padded_tokens=at.num_tokens,
+        ),
+        checks=(Check(name="replay equals eager", value=0.0, limit=0.0),),
+    )
+
+
+def ended(at: Point, status: str, reason: str, *, kind: Kind = "timing", stage: str = "measure") -> Measurement:
+    """A measurement without numbers."""
+    return Measurement(
+        point=at,
+        kind=kind,
+        outcome=Outcome.model_validate({"status": status, "stage": stage, "reason": reason}),
+        emulated=False,
+        recorded_at="2026-01-02T03:04:05Z",
+    )
+
+
+def memory(at: Point, pool_mib: float, *, peak: bool = True) -> Measurement:
+    parts = {
+        "weights_bytes": 150 * MIB,
+        "caches_bytes": 80 * MIB,
+        "buffers_bytes": int((0.5 + at.num_tokens / 512) * MIB),
+        "graph_pool_bytes": int(pool_mib * MIB),
+    }
+    return Measurement(
+        point=at,
+        kind="memory",
+        outcome=Outcome(status="ok"),
+        emulated=not peak,
+        recorded_at="2026-01-02T03:04:05Z",
+        memory=MemoryUse(
+            **parts,
+            allocator_peak_bytes=sum(parts.values()) + int(at.num_tokens * 9000) if peak else None,
+            nvml_process_bytes=900 * MIB if peak else None,
+        ),
+    )
+
+
+def compiled(at: Point, registers: int = 128, shared_bytes: int = 98_304) -> Measurement:
+    return Measurement(
+        point=at,
+        kind="compile",
+        outcome=Outcome(status="compiled"),
+        emulated=False,
+        recorded_at="2026-01-02T03:04:05Z",
+        resources=tuple(
+            KernelResources(
+                kernel=choice.kernel,
+                tiles=label(choice.kernel, choice.values),
+                target="sm_90",
+                registers=registers,
+                stack_bytes=0,
+                shared_bytes=shared_bytes,
+            )
+            for choice in at.tiles
+        ),
+    )
+
+
+def environment(**changes: object) -> Environment:
+    fields = {
+        "gpus": (H100,),
+        "nvml": "12.580.1",
+        "cpu": "AMD EPYC 9554",
+        "cpu_count": 16,
+        "memory_bytes": 128 * 2**30,
+        "os": "Linux 6.1",
+        "python": "3.12.3",
+        "packages": {"torch": "2.11.0", "triton": "3.6.0"},
+        "kernel_source_sha256": "ab" * 32,
+        "git_commit": "0123abc",
+        "git_dirty": False,
+    }
+    return Environment.model_validate({**fields, **changes})
+
+
+def make_run(
+    measurements: Iterable[Measurement],
+    *,
+    planned: Iterable[str] | None = None,
+    device: Device = "cuda",
+    run_id: str = "20260102-030405-fake",
+    study_yaml: str = STUDY_YAML,
+    **environment_changes: object,
+) -> Run:
+    """A Run of these measurements, all of them planned unless said otherwise."""
+    rows = tuple(measurements)
+    if device == "cpu":
+        environment_changes = {"gpus": (), "nvml": "absent: no driver", **environment_changes}
+    return Run(
+        manifest=Manifest(
+            schema_version=1,
+            run_id=run_id,
+            created_at="2026-01-02T03:04:05Z",
+            mlaprof_version="0.1.0",
+            command=("mlaprof", "sweep", "configs/fake.yaml"),
+            device=device,
+            study_yaml=study_yaml,
+            environment=environment(**environment_changes),
+            planned=tuple(planned) if planned is not None else tuple(f"{m.kind} {m.point.key}" for m in rows),
+        ),
+        measurements=rows,
+    )
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A plausible machine: device and submit seconds of a mode at a token count."""
+
+    device_s: Callable[[Mode, int], float]
+    submit_s: Callable[[Mode, int], float]
+    emulated: bool = False
+    modes: tuple[Mode, ...] = MODES
+    sizes: tuple[int, ...] = tuple(2**power for power in range(14))
+    tiles: tuple[TileChoice, ...] = ()
+    tile_modes: tuple[Mode, ...] = ("full",)
+    tile_factor: Callable[[TileChoice, int], float] = field(default=lambda choice, tokens: 1.0)
+
+
+def _h100_device(mode: Mode, tokens: int) -> float:
+    work = 75e-6 + 0.55e-6 * tokens + 2e-11 * tokens**2
+    gap = {
+        "monolithic_eager": 33e-6,
+        "monolithic_piecewise": 21e-6,
+        "split_eager": 36e-6,
+        "split_piecewise": 9e-6,
+        "full": 0.0,
+    }[mode]
+    return work + gap * max(0.2, 1 - tokens / 4096)
+
+
+def _h100_submit(mode: Mode, tokens: int) -> float:
+    return {
+        "monolithic_eager": 610e-6,
+        "monolithic_piecewise": 330e-6,
+        "split_eager": 640e-6,
+        "split_piecewise": 150e-6,
+        "full": 21e-6,
+    }[mode] + 1e-9 * tokens
+
+
+def h100(**changes: object) -> Machine:
+    return Machine(device_s=_h100_device, submit_s=_h100_submit, **changes)  # type: ignore[arg-type]
+
+
+def laptop(**changes: object) -> Machine:
+    def device(mode: Mode, tokens: int) -> float:
+        return 2e-3 + 9e-5 * tokens + (4e-4 if "eager" in mode else 2e-4)
+
+    settings: dict[str, object] = {"modes": DEFAULT_MODES, "sizes": (1, 8, 32, 64), **changes}
+    return Machine(device_s=device, submit_s=device, emulated=True, **settings)  # type: ignore[arg-type]
+
+
+def sweep(machine: Machine, phase: Phase = "prefill", context_len: int = 0) -> list[Measurement]:
+    """Every measurement of a sweep on `machine`, in the order of a plan: largest first, then the memory jobs."""
+    rows: list[Measurement] = []
+    place = {"phase": phase, "context_len": context_len}
+    for tokens in sorted(machine.sizes, reverse=True):
+        for mode in machine.modes:
+            device_s = machine.device_s(mode, tokens)
+            at = point(mode, tokens, **place)
+            rows.append(timing(at, device_s, machine.submit_s(mode, tokens), emulated=machine.emulated))
+            for choice in machine.tiles if mode in machine.tile_modes else ():
+                tiled = point(mode, tokens, tiles=(choice,), **place)
+                factor = machine.tile_factor(choice, tokens)
+                rows.append(
+                    compiled(tiled)
+                    if machine.emulated
+                    else timing(tiled, device_s * factor, machine.submit_s(mode, tokens))
+                )
+    for mode in machine.modes:
+        pool = 0.0
+        for tokens in sorted(machine.sizes, reverse=True):
+            if "eager" not in mode:
+                share = {"monolithic_piecewise": 0.6, "split_piecewise": 0.8}.get(mode, 1.0)
+                pool = max(pool, share * (2 + tokens / 128)) + 0.1
+            rows.append(memory(point(mode, tokens, **place), pool, peak=not machine.emulated))
+    return rows
