@@ -103,6 +103,7 @@ class Timing(Record):
     power_w: Samples = ()
     temperature_c: Samples = ()
     clock_event_reasons: tuple[int, ...] = ()  # NVML bit mask
+    unfilled: int = 0  # samples whose step the device reached before all of it was queued: it synchronises itself
     cache: Literal["cold", "warm"]
     clock: Literal["cuda_event", "perf_counter"]
     warmup_s: float

@@ -142,7 +142,8 @@ def _jaccard(a: Tensor, b: Tensor) -> float:
 
 def _illegal(selected: Tensor, position: int) -> int:
     """Selected positions after the token's own, and those selected more than once."""
-    return int((selected > position).sum()) + selected.numel() - selected.unique().numel()
+    repeated = selected.numel() - int(selected.unique().numel())
+    return int((selected > position).sum()) + repeated
 
 
 def _worst(values: Tensor) -> float:

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from torch import Tensor
 
-from mlaprof.kernels import act_quant, index_cache, index_convert, index_logits, sparse_attn, tiles
-
-_unpack = functools.cache(lambda kernel, packed: tiles.unpack(kernel, list(packed)))
+from mlaprof.kernels import act_quant, index_cache, index_convert, index_logits, sparse_attn
+from mlaprof.kernels.tiles import IndexLogitsTiles, PagedIndexLogitsTiles, SparseAttnTiles
 
 
 def _index_logits(
     q: Tensor, k: Tensor, k_scale: Tensor, weights: Tensor, ks: Tensor, ke: Tensor, packed: list[int]
 ) -> Tensor:
-    return index_logits.index_logits(q, k, k_scale, weights, ks, ke, _unpack("index_logits", tuple(packed)))
+    return index_logits.index_logits(q, k, k_scale, weights, ks, ke, IndexLogitsTiles(*packed))
 
 
 def _paged_index_logits(
@@ -27,12 +24,12 @@ def _paged_index_logits(
     max_len: int,
     packed: list[int],
 ) -> Tensor:
-    choice = _unpack("paged_index_logits", tuple(packed))
-    return index_logits.paged_index_logits(q, cache, weights, kv_lens, block_table, max_len, choice)
+    tiles = PagedIndexLogitsTiles(*packed)
+    return index_logits.paged_index_logits(q, cache, weights, kv_lens, block_table, max_len, tiles)
 
 
 def _sparse_attn(q: Tensor, cache: Tensor, indices: Tensor, scale: float, packed: list[int], out: Tensor) -> None:
-    sparse_attn.sparse_attn(q, cache, indices, scale, _unpack("sparse_attn", tuple(packed)), out=out)
+    sparse_attn.sparse_attn(q, cache, indices, scale, SparseAttnTiles(*packed), out=out)
 
 
 def register(library: torch.library.Library) -> None:

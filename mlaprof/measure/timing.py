@@ -42,6 +42,9 @@ class Clock(Protocol):
     @property
     def name(self) -> ClockName: ...
 
+    unfilled: int
+    """Samples so far whose step the device reached before all of it was queued."""
+
     def sample(self, step: Step) -> tuple[float, float]:
         """(device_s, submit_s) of one call of step; the device is idle when this returns."""
         ...
@@ -140,6 +143,7 @@ class CpuClock:
 
     def __init__(self, *, cold: bool) -> None:
         size = last_level_cache_bytes() * 5 // 4
+        self.unfilled = 0  # there is no queue to fill
         self._scratch = torch.empty(size, dtype=torch.uint8) if cold else None
 
     def sample(self, step: Step) -> tuple[float, float]:

@@ -1,0 +1,65 @@
+"""What a worker says of a Point, and what it does when one goes wrong."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import torch
+
+from mlaprof.capture.graphs import CaptureError
+from mlaprof.records import GraphFacts, Job, Measurement, Outcome, Point, Stage, Started
+from mlaprof.worker.rig import Arm
+
+Event = Started | Measurement
+
+
+class ContextLost(Exception):
+    """A CUDA error that every later call would meet again; the process must end."""
+
+
+def started(job: Job, point: Point, stage: Stage) -> Started:
+    return Started(kind=job.kind, key=point.key, stage=stage)
+
+
+def measurement(job: Job, point: Point, outcome: Outcome, **found: object) -> Measurement:
+    return Measurement.model_validate(
+        {
+            "point": point,
+            "kind": job.kind,
+            "outcome": outcome,
+            "emulated": job.device == "cpu",
+            "recorded_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            **found,
+        }
+    )
+
+
+def failure(job: Job, point: Point, stage: Stage, error: Exception) -> Measurement:
+    """What went wrong, as data. A mode that this batch cannot be captured in is `skipped`, anything else `failed`."""
+    if isinstance(error, CaptureError):
+        return measurement(job, point, Outcome(status="skipped", stage=stage, reason=str(error)))
+    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    return measurement(job, point, Outcome(status="failed", stage=stage, reason=reason[:2000]))
+
+
+def recover(job: Job) -> None:
+    """After a failed Point: give memory back. Raises ContextLost where the CUDA context did not survive."""
+    if job.device != "cuda":
+        return
+    try:
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+    except RuntimeError as error:
+        raise ContextLost from error
+
+
+def graph_facts(arm: Arm, capture_s: float) -> GraphFacts:
+    facts = arm.runner.facts(arm.point.num_tokens)
+    return GraphFacts(
+        captured_segments=facts.captured_segments,
+        eager_segments=facts.eager_segments,
+        graph_launches=facts.graph_launches,
+        graph_nodes=facts.graph_nodes,
+        capture_s=capture_s,
+        padded_tokens=facts.num_tokens,
+    )

@@ -1,0 +1,177 @@
+"""A timing job: all arms of a cell in one process, proven, then sampled interleaved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from time import perf_counter
+
+import torch
+
+from mlaprof.machine.nvml import Nvml, Reading
+from mlaprof.measure.timing import ArmSamples, Clock, CpuClock, CudaClock, sample_rounds
+from mlaprof.records import Check, GraphFacts, Job, Outcome, Point, Timing
+from mlaprof.worker.events import Event, failure, graph_facts, measurement, recover, started
+from mlaprof.worker.gate import Gate
+from mlaprof.worker.rig import Arm, Rig, cells
+
+Read = Callable[[], "_Beside"]
+TIME_SHARE = 0.5  # of point_timeout_s may go to the samples of one cell; the parent kills at all of it
+
+
+@dataclass(frozen=True)
+class _Ready:
+    arm: Arm
+    graph: GraphFacts
+    checks: tuple[Check, ...]
+    first_call_s: float
+
+
+@dataclass(frozen=True)
+class _Beside:
+    """What belongs beside one sample."""
+
+    reading: Reading | None  # None without NVML
+    filled: bool  # the whole step was queued before the device reached it
+
+
+def timing_job(job: Job) -> Iterator[Event]:
+    yield started(job, job.points[0], "build")
+    rig = Rig(job)
+    clock = _clock(job)
+    with Nvml() as nvml:
+        for points in cells(job.points):
+            yield from _cell(rig, points, clock, _reader(job, nvml, clock))
+
+
+def _cell(rig: Rig, points: list[Point], clock: Clock, reading: Read) -> Iterator[Event]:
+    job = rig.job
+    gate = Gate(rig, rig.load(points[0]))
+    ready: list[_Ready] = []
+    for point in points:
+        yield started(job, point, "capture")
+        try:
+            arm, first_call_s, capture_s = _prepare(rig, point)
+        except Exception as error:
+            yield failure(job, point, "capture", error)
+            recover(job)
+            continue
+        yield started(job, point, "verify")
+        try:
+            checks = gate.check(arm)
+        except Exception as error:
+            yield failure(job, point, "verify", error)
+            recover(job)
+            continue
+        facts = graph_facts(arm, capture_s)
+        wrong = [check for check in checks if not check.passed]
+        if wrong:
+            reason = "; ".join(f"{check.name} {check.value:.3g}, limit {check.limit:g}" for check in wrong)
+            outcome = Outcome(status="incorrect", stage="verify", reason=reason)
+            yield measurement(job, point, outcome, checks=checks, graph=facts)
+            continue
+        ready.append(_Ready(arm, facts, checks, first_call_s))
+    if not ready:
+        return
+    yield started(job, ready[0].arm.point, "measure")
+    try:
+        samples = _sample(rig, ready, clock, reading)
+    except Exception as error:
+        for each in ready:
+            yield failure(job, each.arm.point, "measure", error)
+        recover(job)
+        return
+    for each in ready:
+        timing = _timing(job, clock, samples[each.arm.point.key], each.first_call_s)
+        yield measurement(
+            job, each.arm.point, Outcome(status="ok"), timing=timing, checks=each.checks, graph=each.graph
+        )
+
+
+def _prepare(rig: Rig, point: Point) -> tuple[Arm, float, float]:
+    """(arm, seconds until its first result, seconds of that for tracing and capture)."""
+    begin_s = perf_counter()
+    arm = rig.arm(point)
+    with arm.context:
+        arm.runner.prepare([point.num_tokens])
+        _settle(rig)
+        captured_s = perf_counter()
+        arm.runner.run(point.num_tokens)
+        _settle(rig)
+    end_s = perf_counter()
+    return arm, end_s - begin_s, captured_s - begin_s if arm.graphs is not None else 0.0
+
+
+def _settle(rig: Rig) -> None:
+    if rig.device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def _sample(rig: Rig, ready: list[_Ready], clock: Clock, reading: Read) -> dict[str, ArmSamples[_Beside]]:
+    spec = rig.job.measure
+    deadline_s = perf_counter() + TIME_SHARE * spec.point_timeout_s
+    return sample_rounds(
+        {each.arm.point.key: _step(each.arm) for each in ready},
+        clock,
+        min_samples=spec.min_samples,
+        max_samples=max(spec.min_samples, spec.max_samples),
+        min_time_s=spec.min_time_s,
+        warmup_s=spec.warmup_s,
+        reading=reading,
+        seed=rig.job.batch.seed,
+        exhausted=lambda: perf_counter() > deadline_s,
+    )
+
+
+def _step(arm: Arm) -> Callable[[], object]:
+    context, run, num_tokens = arm.context, arm.runner.run, arm.point.num_tokens
+
+    def step() -> object:
+        with context:
+            return run(num_tokens)
+
+    return step
+
+
+def _timing(job: Job, clock: Clock, samples: ArmSamples[_Beside], first_call_s: float) -> Timing:
+    beside = [each for each in samples.readings if each is not None]
+    readings = [each.reading for each in beside if each.reading is not None]
+    complete = readings if len(readings) == len(samples.device_s) else []
+    return Timing(
+        device_s=samples.device_s,
+        submit_s=samples.submit_s,
+        sm_clock_hz=_series([each.sm_clock_hz for each in complete]),
+        power_w=_series([each.power_w for each in complete]),
+        temperature_c=_series([each.temperature_c for each in complete]),
+        clock_event_reasons=tuple(each.event_reasons or 0 for each in complete),
+        unfilled=sum(not each.filled for each in beside),
+        cache=job.measure.cache,
+        clock=clock.name,
+        warmup_s=job.measure.warmup_s,
+        first_call_s=first_call_s,
+    )
+
+
+def _series(values: list[float | None]) -> tuple[float, ...]:
+    """All values, or nothing where the card refuses one of them: a series has one entry a round."""
+    known = tuple(value for value in values if value is not None)
+    return known if len(known) == len(values) else ()
+
+
+def _clock(job: Job) -> Clock:
+    cold = job.measure.cache == "cold"
+    if job.device == "cuda":
+        return CudaClock(cold=cold, l2_bytes=torch.cuda.get_device_properties(0).L2_cache_size)
+    return CpuClock(cold=cold)
+
+
+def _reader(job: Job, nvml: Nvml, clock: Clock) -> Read:
+    index = nvml.cuda_index() if job.device == "cuda" else None
+    unfilled = clock.unfilled
+
+    def read() -> _Beside:
+        nonlocal unfilled
+        filled, unfilled = clock.unfilled == unfilled, clock.unfilled
+        return _Beside(None if index is None else nvml.reading(index), filled)
+
+    return read
