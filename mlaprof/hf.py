@@ -148,7 +148,7 @@ def _indexer_rope_interleave(config: _Config) -> bool:
     if written is not None:
         raise config.error(key, f"expected true or false, got {str(written)[:40]!r}", "mend the file")
     model_type = config.values.get("model_type")
-    if model_type not in INDEXER_ROPE_INTERLEAVE:
+    if not isinstance(model_type, str) or model_type not in INDEXER_ROPE_INTERLEAVE:
         raise config.error(
             key,
             f"is missing, and model_type {str(model_type)[:40]!r} has no known default",

@@ -42,14 +42,16 @@ def _check_axes(draft: Draft, study: Study) -> None:
                 draft.complain((*path, index), f"{value} appears twice", "keep one")
             seen.add(value)
     draft.check()
+    everything = False
     for name in ("exclude", "include"):
         for index, rule in enumerate(getattr(study, name)):
             if rule == Selector():
+                everything = True
                 hint = f"give at least one of {', '.join(AXES)}"
                 draft.complain(("sweep", name, index), "a rule without fields matches everything", hint)
     if count > MAX_COMBINATIONS:
         draft.complain(("sweep",), f"{count:,} combinations", f"sweep at most {MAX_COMBINATIONS:,}")
-    elif not combinations(study.axes, study.exclude, study.include):
+    elif not everything and not combinations(study.axes, study.exclude, study.include):
         draft.complain(("sweep", "exclude"), "nothing is left to sweep", "exclude less")
 
 
@@ -91,7 +93,8 @@ def _check_tiles(draft: Draft, study: Study) -> None:
             elif not choice.values:
                 draft.complain(here, "gives no field", f"give at least one of {', '.join(known)}")
             elif (reason := illegal(kernel, choice.values, dims)) is not None:
-                draft.complain(here, reason, "choose a tile that the kernel can run")
+                wrong, _, remedy = reason.partition("; ")
+                draft.complain(here, wrong, remedy or "choose a tile that the kernel can run")
             elif (tiles := complete(kernel, choice.values, dims)) in seen:
                 same = dotted((*path, seen.index(tiles)))
                 draft.complain(here, f"is the same configuration as {same}", "keep one")

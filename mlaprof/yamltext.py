@@ -127,7 +127,7 @@ class _Reader:
         if len(path) > MAX_DEPTH:
             raise self.fail(line, (), "is nested too deeply", f"use at most {MAX_DEPTH} levels")
         if isinstance(node, ScalarNode):
-            self.lines[path] = _line(node)
+            self.lines[path] = _line(node) if node.value else line  # nothing written has no place of its own
             return self.scalar(node, path)
         self.lines[path] = line
         if isinstance(node, SequenceNode) and node.tag == f"{_TAG}seq":
