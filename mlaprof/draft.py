@@ -133,7 +133,10 @@ class Draft:
         elif kind == "literal_error":
             names = [name.strip("'") for name in context["expected"].replace(" or ", ", ").split(", ")]
             hint = did_you_mean(str(got), names, f"use one of {', '.join(names)}")
-            self.complain(full, f"{describe(got)} is not known here", hint)
+            wrong = (
+                f"{describe(got)} is not known here" if isinstance(got, str) else f"expected text, got {describe(got)}"
+            )
+            self.complain(full, wrong, hint)
         elif kind in _BOUNDS:
             limit, wrong, remedy = _BOUNDS[kind]
             bound = f"{context[limit]:g}"

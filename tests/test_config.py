@@ -107,6 +107,7 @@ BAD: list[tuple[str, str, int, str, str]] = [
     ("nothing for a block", GOOD + "measure:\n", 5, "measure: expected a mapping, got nothing", "mapping"),
     ("no layers", GOOD + "num_layers: 0\n", 5, "num_layers: 0 is less than 1", "use 1 or more"),
     ("unknown mlp", GOOD + "mlp: danse\n", 5, "mlp: 'danse' is not known here", "did you mean dense?"),
+    ("no mlp", GOOD + "mlp:\n", 5, "mlp: expected text, got nothing", "none, dense"),
     ("too few samples", GOOD + "measure: {min_samples: 10}\n", 5, "measure.min_samples: 10 is less than 30", "30 or"),
     ("next_n", GOOD + "batch: {next_n: 5}\n", 5, "batch.next_n: 5 is more than 4", "4 or less"),
     ("timeout", GOOD + "measure: {point_timeout_s: 0}\n", 5, "measure.point_timeout_s: 0", "above 0"),
