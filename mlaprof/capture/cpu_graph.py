@@ -111,9 +111,6 @@ class _Recorder(TorchDispatchMode):
         self, func: OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        reason = _refusal(func, args, kwargs)
-        if reason:
-            raise CaptureError(f"{func.name()}: {reason}", op=func.name())
         if func._schema.name in self._see_through:
             with self:
                 return func._op_dk(torch._C.DispatchKey.CPU, *args, **kwargs)
@@ -123,6 +120,9 @@ class _Recorder(TorchDispatchMode):
         ):
             with self:
                 return func.decompose(*args, **kwargs)
+        reason = _refusal(func, args, kwargs)
+        if reason:
+            raise CaptureError(f"{func.name()}: {reason}", op=func.name())
         returned = func(*args, **kwargs)
         self._record(func, args, kwargs, returned)
         return returned
@@ -144,7 +144,7 @@ def _refusal(func: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any])
     """Why a stream capture would not hold this call; empty if it would."""
     name = func._schema.name
     if torch.Tag.data_dependent_output in func.tags:
-        return "the host waits for a value of the device, which a capture cannot do"
+        return "the host waits for a value of the device, as .item() does, which a capture cannot hold"
     if name == "aten::index" or (name in ("aten::index_put", "aten::index_put_") and args[2].numel() != 1):
         if any(index.dtype in (torch.bool, torch.uint8) for index in args[1] if index is not None):
             return "a boolean mask has a shape that depends on data, which a capture cannot hold"

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import os
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TypeVar
 
 import torch
@@ -14,6 +15,7 @@ import torch
 from mlaprof.capture.graphs import CaptureError
 
 T = TypeVar("T")
+TORCH = os.path.dirname(torch.__file__)
 
 
 class CudaGraph:
@@ -31,13 +33,14 @@ class CudaGraphs:
     emulated = False
 
     def __init__(self) -> None:
-        self._pool = torch.cuda.graph_pool_handle()
+        self._pools = [torch.cuda.graph_pool_handle()]  # the last one is in use; a broken capture spoils one
+        self._broken: list[torch.cuda.CUDAGraph] = []
         self._stream = torch.cuda.Stream()
         # cuBLAS keeps a workspace per stream for good; taken inside the first capture, it would sit in the pool and be
         # counted (32 MiB on Hopper) as memory of whichever graph came first.
         with torch.cuda.stream(self._stream):
-            seed = torch.ones(16, 16, device="cuda", dtype=torch.bfloat16)
-            torch.mm(seed, seed)
+            self._seed = torch.ones(16, 16, device="cuda", dtype=torch.bfloat16)
+            torch.mm(self._seed, self._seed)
         self._stream.synchronize()
 
     def capture(self, fn: Callable[[], T]) -> tuple[CudaGraph, T]:
@@ -46,31 +49,45 @@ class CudaGraphs:
         Raises CaptureError naming the source line at which the capture broke.
         """
         gc.collect()
-        current = torch.cuda.current_stream()
-        current.synchronize()
+        torch.cuda.current_stream().synchronize()
         graph = torch.cuda.CUDAGraph(keep_graph=True)
-        self._stream.wait_stream(current)
         with _no_gc(), torch.cuda.stream(self._stream):
-            graph.capture_begin(pool=self._pool)
+            graph.capture_begin(pool=self._pools[-1])
             try:
                 result = fn()
+                graph.capture_end()
             except Exception as error:
-                _abandon(graph)
+                self._abandon(graph)
                 where = _source_line(error)
                 raise CaptureError(f"{_first_line(error)} (at {where})", op=where) from error
-            try:
-                graph.capture_end()
-            except RuntimeError as error:
-                _abandon(graph)
-                raise CaptureError(_first_line(error)) from error
         graph.instantiate()
-        current.wait_stream(self._stream)
         return CudaGraph(graph), result
 
     def pool_bytes(self) -> int:
         """Device memory reserved by the pool."""
+        pools = {tuple(pool) for pool in self._pools}
         segments = torch.cuda.memory_snapshot()
-        return sum(s["total_size"] for s in segments if tuple(s["segment_pool_id"]) == tuple(self._pool))
+        return sum(segment["total_size"] for segment in segments if tuple(segment["segment_pool_id"]) in pools)
+
+    def _abandon(self, graph: torch.cuda.CUDAGraph) -> None:
+        """End a capture that fn left by an exception, on the capture stream."""
+        try:
+            graph.capture_end()
+        except RuntimeError:
+            # The stream is free again, but torch left out the rest: its allocator still watches for this capture
+            # through a pointer to graph, and its generator believes it is captured. Keep the graph, leave the pool to
+            # what is in it, and run one whole capture, which puts the generator right.
+            self._broken.append(graph)
+            with suppress(RuntimeError):  # a torch that ends it itself has nothing left to end
+                torch._C._cuda_endAllocateToPool(self._seed.device.index, self._pools[-1])
+                torch._C._cuda_releasePool(self._seed.device.index, self._pools[-1])
+            self._pools.append(torch.cuda.graph_pool_handle())
+            whole = torch.cuda.CUDAGraph()
+            whole.capture_begin(pool=self._pools[-1])
+            self._seed.zero_()
+            whole.capture_end()
+        else:
+            graph.reset()
 
 
 def _count_nodes(graph: int) -> int:
@@ -95,18 +112,13 @@ def _no_gc() -> Iterator[None]:
             gc.enable()
 
 
-def _abandon(graph: torch.cuda.CUDAGraph) -> None:
-    try:
-        graph.capture_end()
-    except RuntimeError:
-        return  # an invalidated capture cannot end well; ending it is what frees the stream
-    graph.reset()
-
-
 def _first_line(error: BaseException) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def _source_line(error: BaseException) -> str:
-    frame = traceback.extract_tb(error.__traceback__)[-1]
+    """The innermost line outside torch; of a traced piece, its generated line."""
+    frames = traceback.extract_tb(error.__traceback__)
+    outside = [frame for frame in frames if not frame.filename.startswith(TORCH)] or list(frames)
+    frame = outside[-1]
     return f"{frame.filename}:{frame.lineno} {frame.line or frame.name}"

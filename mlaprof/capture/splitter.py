@@ -197,6 +197,8 @@ def trace(module: nn.Module, example_inputs: Sequence[Tensor]) -> Traced:
     except Exception as error:
         if not seen:
             raise CaptureError(f"cannot trace the module: {_reason(error)}", op=_user_line(error)) from error
+    if not seen:
+        raise CaptureError("cannot trace the module: it computes nothing on its inputs")
     (graph_module, arguments) = seen[0]
     return _bind(graph_module, arguments, views)
 

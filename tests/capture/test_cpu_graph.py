@@ -1,0 +1,183 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mlaprof.capture.cpu_graph import CpuGraphs
+from mlaprof.capture.graphs import CaptureError
+
+pytestmark = pytest.mark.usefixtures("mode")
+
+X = torch.tensor([[1.0, -2.0], [3.0, 4.0], [0.5, -0.5]])
+
+REFUSED = {
+    "item": (lambda x: x.sum().item(), "aten::_local_scalar_dense"),
+    "float": (lambda x: float(x[0, 0]), "aten::_local_scalar_dense"),
+    "branch on a value": (lambda x: x if x.sum() > 0 else -x, "aten::_local_scalar_dense"),
+    "equal": (lambda x: torch.equal(x, x + 0), "aten::equal"),
+    "allclose": (lambda x: torch.allclose(x, x + 0), "aten::allclose"),
+    "nonzero": (lambda x: x.nonzero(), "aten::nonzero"),
+    "where with one argument": (lambda x: torch.where(x > 0), "aten::nonzero"),
+    "masked_select": (lambda x: x.masked_select(x > 0), "aten::masked_select"),
+    "unique": (lambda x: torch.unique(x), "aten::_unique2"),
+    "mask read": (lambda x: x[x > 0], "aten::index.Tensor"),
+    "mask write of many": (lambda x: (x + 0).index_put_((x > 0,), x[0, :1].expand(4)), "aten::index_put_"),
+    "repeat by tensor": (lambda x: x.repeat_interleave(torch.ones(3, dtype=torch.long), 0), "aten::repeat_interleave"),
+    "list to tensor": (lambda x: x + torch.tensor([1.0, 2.0]), "aten::lift_fresh"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_a_capture_refuses_is_refused_by_name(name):
+    """And the maker goes on as if nothing had been."""
+    fn, op = REFUSED[name]
+    graphs = CpuGraphs()
+    with pytest.raises(CaptureError, match=op.split(".")[0]) as caught:
+        graphs.capture(lambda: fn(X))
+    assert caught.value.op.split(".")[0] == op.split(".")[0]
+
+    graph, result = graphs.capture(lambda: X * 2)
+    graph.replay()
+    assert torch.equal(X * 2, result)
+
+
+HELD = {
+    "index by numbers": lambda x: x[x[:, 0].long() % 3],
+    "mask write of one": lambda x: (x + 0).masked_fill_(x > 0, 7.0),
+    "repeat to a known size": lambda x: x.repeat_interleave((x[:, 0] * 0 + 2).long(), 0, output_size=6),
+    "reshape that copies": lambda x: x.t().reshape(-1),
+    "reshape that does not": lambda x: x.reshape(-1) * 1,
+    "contiguous of contiguous": lambda x: x.contiguous() + 1,
+    "two outputs": lambda x: torch.cat([v.float() for v in x.topk(1, dim=1)]),
+    "einsum": lambda x: torch.einsum("td,td->t", x, x),
+    "out=": lambda x: torch.mm(x, x.t(), out=torch.empty(3, 3)),
+    "write through a view": lambda x: torch.zeros_like(x).t().copy_(x.t() * 3),
+    "scalar tensor": lambda x: x * torch.tensor(2.0),
+    "cast": lambda x: x.to(torch.bfloat16).float(),
+    "cast to the same": lambda x: x.to(torch.float32) + 1,
+    "layer norm": lambda x: torch.nn.functional.layer_norm(x, (2,)),
+    "attention": lambda x: torch.nn.functional.scaled_dot_product_attention(x[None], x[None], x[None]),
+    "opaque op": torch.ops.toy.busy,
+}
+
+
+@pytest.mark.parametrize("name", HELD)
+def test_replay_computes_what_a_fresh_run_would(name):
+    """Into the tensors of the capture, from whatever the inputs hold now."""
+    fn, x = HELD[name], X.clone()
+    graph, result = CpuGraphs().capture(lambda: fn(x))
+    address = result.data_ptr()
+    for factor in (-1.5, 0.25):
+        x.copy_(X * factor)
+        graph.replay()
+        assert torch.equal(fn(x), result)
+    assert result.data_ptr() == address
+
+
+def test_replay_freezes_python_control_flow():
+    choice = [1.0]
+    graph, result = CpuGraphs().capture(lambda: X * choice[0])
+    choice[0] = 5.0
+    graph.replay()
+    assert torch.equal(X, result)
+
+
+def test_an_allocation_is_no_node_and_keeps_what_is_in_it():
+    """Rows that a later, shorter batch leaves alone must hold what the earlier one wrote."""
+
+    def fn():
+        output = X.new_empty(3, 2)
+        output[:1] = X[:1] * 2
+        return output
+
+    graph, output = CpuGraphs().capture(fn)
+    output[1:] = 9.0
+    graph.replay()
+
+    assert output[1:].eq(9).all()
+    assert graph.num_nodes == 2
+
+
+@pytest.mark.parametrize("fn", [lambda x: x[1:].t().view(-1, 1), lambda x: x.detach(), lambda x: x])
+def test_views_are_no_nodes(fn):
+    graph, _ = CpuGraphs().capture(lambda: fn(X[:, :1]))
+    assert graph.num_nodes == 0
+
+
+def test_an_operator_is_one_node_unless_it_is_seen_through():
+    def fn():
+        return torch.ops.toy.proj(X, torch.eye(2))
+
+    opaque, _ = CpuGraphs().capture(fn)
+    seen, parts = CpuGraphs(see_through=("toy::proj",)).capture(fn)
+    graph, _ = CpuGraphs().capture(lambda: [X @ torch.eye(2).t(), X.sigmoid()])
+
+    assert opaque.num_nodes - 1 == seen.num_nodes - 2 == graph.num_nodes - 2  # eye() is the other
+    seen.replay()
+    assert torch.equal(X.sigmoid(), parts[1])
+
+
+def test_an_operator_seen_through_freezes_its_python(batch):
+    """In a full graph the batch structure read at capture is the one replayed."""
+    output = torch.zeros(3, 2)
+
+    def fn():
+        torch.ops.toy.attend(X, X, output)
+
+    batch.num_tokens = 3
+    opaque, _ = CpuGraphs().capture(fn)
+    seen, _ = CpuGraphs(see_through=("toy::attend",)).capture(fn)
+    batch.num_tokens = 1
+    output.zero_()
+    opaque.replay()
+    assert output.any(dim=1).tolist() == [True, False, False]
+    seen.replay()
+    assert output.any(dim=1).tolist() == [True, True, True]
+
+
+def test_a_wait_inside_an_operator_seen_through_is_refused(batch):
+    batch.bad_rows = (3,)
+    graphs = CpuGraphs(see_through=("toy::proj",))
+    with pytest.raises(CaptureError, match="_local_scalar_dense"):
+        graphs.capture(lambda: torch.ops.toy.proj(X, torch.eye(2)))
+
+
+def test_an_output_that_changes_shape_on_replay_is_refused():
+    x = X.clone()
+    graph, _ = CpuGraphs().capture(lambda: torch.ops.toy.ragged(x.t().reshape(-1)))
+    x[0, 0] = 4.0
+    with pytest.raises(CaptureError, match="toy::ragged: captured with an output of") as caught:
+        graph.replay()
+    assert caught.value.op == "toy::ragged"
+
+
+def test_the_pool_holds_what_graphs_allocate_until_they_go():
+    graphs = CpuGraphs()
+    assert graphs.pool_bytes() == 0
+    kept, _ = graphs.capture(lambda: (X * 2).view(-1) + 1)
+    gone, _ = graphs.capture(lambda: torch.empty(100))
+    assert graphs.pool_bytes() == 2 * X.numel() * 4 + 400
+    del gone
+    assert graphs.pool_bytes() == 2 * X.numel() * 4 == kept.pool_bytes
+
+
+def test_graphs_replay_outside_the_mode_they_were_captured_in():
+    weight = torch.nn.Parameter(torch.eye(2))
+    x = X.clone()
+    graph, result = CpuGraphs().capture(lambda: torch.nn.functional.linear(x, weight) + 1)
+    with torch.inference_mode(False), torch.enable_grad():
+        graph.replay()
+    assert torch.equal(X + 1, result)
+    assert not result.requires_grad
+
+
+def test_both_modes_record_the_same_nodes():
+    """Inference mode hands composite operators over whole; they are recorded in parts all the same."""
+    counts = set()
+    for mode in (torch.no_grad, torch.inference_mode):
+        with torch.inference_mode(False), mode():
+            graph, _ = CpuGraphs().capture(
+                lambda: torch.einsum("td,sd->ts", X, X).softmax(-1).reshape(-1).to(torch.half)
+            )
+            counts.add(graph.num_nodes)
+    assert len(counts) == 1

@@ -1,0 +1,241 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from mlaprof.capture.graphs import CaptureError
+from mlaprof.capture.splitter import Partition, split, trace
+
+pytestmark = pytest.mark.usefixtures("mode")
+
+ATTEND = ("toy::attend",)
+
+
+class Fn(nn.Module):
+    def __init__(self, fn):
+        super().__init__()
+        self.fn = fn
+        self.scale = nn.Parameter(torch.ones(8))
+
+    def forward(self, x, position_ids):
+        return self.fn(x * self.scale, position_ids)
+
+
+def cut(module, boundaries=ATTEND, num_tokens=5, width=8, **options) -> Partition:
+    traced = trace(module, (torch.randn(num_tokens, width), torch.arange(num_tokens)))
+    return split(traced, boundaries=boundaries, **options)
+
+
+def attend(x):
+    output = torch.empty_like(x)
+    torch.ops.toy.attend(x, x, output)
+    return output
+
+
+def kinds(partition: Partition) -> list[str]:
+    return [segment.kind for segment in partition.segments]
+
+
+@pytest.mark.parametrize("num_layers", [1, 2, 5])
+def test_n_layers_leave_n_plus_one_captured_pieces(make_stack, num_layers):
+    """The tail of one layer and Op 1 of the next are one piece; Op 1 is no boundary."""
+    partition = cut(make_stack(num_layers))
+
+    assert kinds(partition) == ["captured", "eager"] * num_layers + ["captured"]
+    assert [s.ops for s in partition.segments if s.kind == "eager"] == [("toy::attend",)] * num_layers
+    assert sum(s.ops.count("toy::proj") for s in partition.segments if s.captured) == num_layers
+    assert partition.stop is None
+
+
+@pytest.mark.parametrize("name", ["toy::attend", "toy::attend.default"])
+def test_a_boundary_may_be_named_with_or_without_overload(make_stack, name):
+    assert kinds(cut(make_stack(1), boundaries=(name,))) == ["captured", "eager", "captured"]
+
+
+def test_without_a_boundary_all_is_one_captured_piece(make_stack):
+    assert kinds(cut(make_stack(2), boundaries=("toy::other",))) == ["captured"]
+
+
+def test_the_pieces_hold_the_ops_as_written_with_no_hidden_copy(make_stack):
+    """Functionalisation would leave an auto_functionalized wrapper or a copy; the in-place op stands as it was."""
+    partition = cut(make_stack(1))
+
+    assert partition.segments[0].ops[-4:] == ("aten::new_empty", "toy::proj", "getitem", "getitem")
+    assert partition.segments[1].ops == ("toy::attend",)
+    assert partition.segments[2].ops == ("aten::linear", "aten::add")
+
+
+INDEXERS = {
+    "tensor index": (lambda x, ids: x[ids], "aten::index.Tensor"),
+    "tensor index in a tuple": (lambda x, ids: x[ids, 2:4], "aten::index.Tensor"),
+    "list index": (lambda x, ids: x + x[:, [0, 1, 2, 3, 4, 5, 6, 7]], "aten::index.Tensor"),
+    "index packet": (lambda x, ids: torch.ops.aten.index(x, [ids]), "aten::index"),
+    "index overload": (lambda x, ids: torch.ops.aten.index.Tensor(x, [ids]), "aten::index.Tensor"),
+    "torch.cumsum": (lambda x, ids: torch.cumsum(x, 0), "aten::cumsum"),
+    "cumsum method": (lambda x, ids: x.cumsum(0), "aten::cumsum"),
+}
+
+
+@pytest.mark.parametrize("name", INDEXERS)
+def test_the_first_index_or_cumsum_stops_the_cutting(name):
+    """Its own piece and all that follows stay eager, later boundaries included."""
+    stopper, spelled = INDEXERS[name]
+    partition = cut(Fn(lambda x, ids: attend(attend(x).exp() + stopper(attend(x), ids).sum())))
+
+    assert kinds(partition) == ["captured", "eager", "captured", "eager", "eager"]
+    assert partition.stop == spelled
+    assert spelled in partition.segments[-1].ops and "toy::attend" in partition.segments[-1].ops
+    assert f"stopped at {spelled}" in str(partition)
+
+
+def test_an_index_in_the_first_piece_leaves_nothing_to_capture():
+    """The collapse of coverage that upstream's rule has is kept and shown."""
+    partition = cut(Fn(lambda x, ids: attend(x[ids].exp()) + 1))
+    assert kinds(partition) == ["eager"]
+    assert partition.count("captured") == 0
+
+
+VIEWS = {
+    "slice": lambda x, ids: x[:, 2:6],
+    "number": lambda x, ids: x[:, 3],
+    "new axis": lambda x, ids: ids[:, None] + x[..., :1],
+    "list of tensors": lambda x, ids: x.chunk(2, dim=1)[0],
+}
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_slices_are_no_index(name):
+    partition = cut(Fn(lambda x, ids: attend(x) + VIEWS[name](x, ids).sum()))
+    assert partition.stop is None
+    assert kinds(partition) == ["captured", "eager", "captured"]
+
+
+def test_stops_can_be_named():
+    assert cut(Fn(lambda x, ids: attend(x[ids]) + 1), stops=()).stop is None
+    assert cut(Fn(lambda x, ids: attend(x.exp()) + 1), stops=("aten::exp",)).stop == "aten::exp"
+
+
+def test_a_piece_of_views_and_allocations_needs_no_graph():
+    """Nothing to launch, nothing to capture."""
+
+    def forward(x, ids):
+        first = torch.empty_like(x)
+        torch.ops.toy.attend(x, x, first)
+        second = torch.empty(x.shape[0], 8)
+        view = first.view(-1, 2, 4).flatten(1)[:, :8]
+        torch.ops.toy.attend(view, x, second)
+        return second + 1
+
+    partition = cut(Fn(forward))
+    assert kinds(partition) == ["captured", "eager", "free", "eager", "captured"]
+
+
+def test_in_place_arithmetic_is_work():
+    def forward(x, ids):
+        output = attend(x)
+        output += 1
+        torch.ops.toy.attend(output, x, output)
+        return output * 1
+
+    assert kinds(cut(Fn(forward)))[2] == "captured"
+
+
+def test_an_eager_op_that_hands_on_a_new_tensor_is_refused():
+    """The next graph would read the first call's tensor for ever."""
+    with pytest.raises(CaptureError, match="toy::fresh stays eager and hands a new tensor") as caught:
+        cut(Fn(lambda x, ids: torch.ops.toy.fresh(x) + 1), boundaries=("toy::fresh",))
+    assert caught.value.op == "toy::fresh"
+
+
+def test_an_eager_op_may_return_the_output_itself():
+    assert kinds(cut(Fn(lambda x, ids: torch.ops.toy.fresh(x)), boundaries=("toy::fresh",))) == ["captured", "eager"]
+
+
+def test_a_module_that_fixes_the_token_count_is_refused_with_the_line():
+    def forward(x, ids):
+        return x.view(5, 8).exp()  # the culprit
+
+    with pytest.raises(CaptureError, match="fixes the token count to 5") as caught:
+        cut(Fn(forward))
+    assert "x.view(5, 8).exp()  # the culprit" in caught.value.op
+
+
+def test_a_module_that_cannot_be_traced_is_refused_with_the_line():
+    def forward(x, ids):
+        return x if x.sum() > 0 else x + 1
+
+    with pytest.raises(CaptureError, match="cannot trace the module") as caught:
+        cut(Fn(forward))
+    file, _, line = caught.value.op.rpartition(":")
+    assert file == __file__ and int(line) == forward.__code__.co_firstlineno + 1
+
+
+def test_a_branch_on_the_token_count_binds_the_trace():
+    """Dropped guards must not mean a silently wrong path."""
+    partition = cut(Fn(lambda x, ids: x.exp() if x.shape[0] > 3 else x.sin()))
+
+    partition.traced.arguments((torch.randn(4, 8), torch.arange(4)))
+    with pytest.raises(CaptureError, match="> 3, which 3 tokens do not meet"):
+        partition.traced.arguments((torch.randn(3, 8), torch.arange(3)))
+
+
+@pytest.mark.parametrize("num_tokens", [1, 2, 7, 64])
+def test_one_trace_computes_every_token_count(make_stack, num_tokens, batch):
+    """One token too, though Dynamo's own guards would ask for two."""
+    module = make_stack(2)
+    inputs = (torch.randn(num_tokens, 8), torch.arange(num_tokens))
+    batch.num_tokens = num_tokens
+    partition = cut(module)
+
+    [got] = partition.graph_module.forward(*partition.traced.arguments(inputs))
+
+    assert torch.equal(module(*inputs), got)
+
+
+def test_many_modules_can_be_traced(make_stack):
+    """Neither a limit on recompilations nor sizes seen before leak from one trace into the next."""
+    for width in range(2, 14):
+        cut(make_stack(1, width=width), width=width)
+
+
+@pytest.mark.parametrize("counts", [(1, 1), (4, 5)])
+def test_examples_must_agree_on_two_or_more_tokens(make_stack, counts):
+    with pytest.raises(ValueError, match="expected one num_tokens >= 2"):
+        trace(make_stack(1), (torch.randn(counts[0], 8), torch.arange(counts[1])))
+
+
+@pytest.mark.parametrize("fn", [lambda x, ids: 3, lambda x, ids: (x + 1, x + 2)], ids=["number", "two tensors"])
+def test_a_module_that_does_not_return_one_tensor_is_refused(fn):
+    with pytest.raises(CaptureError, match="must return one new tensor"):
+        cut(Fn(fn))
+
+
+def test_a_module_that_computes_nothing_is_refused():
+    class Idle(nn.Module):
+        def forward(self, x, position_ids):
+            return 3
+
+    with pytest.raises(CaptureError, match="computes nothing"):
+        cut(Idle())
+
+
+def test_a_module_that_keeps_a_tensor_is_refused():
+    """What a graph leaves on the module would go stale at the next size."""
+
+    def forward(x, ids):
+        module.kept = x.exp()
+        return x + 1
+
+    module = Fn(forward)
+    with pytest.raises(CaptureError, match="must return one new tensor and keep none"):
+        cut(module)
+
+
+def test_partitions_are_values(make_stack):
+    """Two traces of one architecture print and compare alike."""
+    first, second = cut(make_stack(2)), cut(make_stack(2), num_tokens=9)
+    assert first == second
+    assert str(first) == str(second)
+    assert str(first).splitlines()[1] == "submod_1 eager: toy::attend"
+    assert first != cut(make_stack(1))
