@@ -1,0 +1,267 @@
+"""The door: parse, call, print, and the one exit policy.
+
+0 ok, 1 regression, 2 usage or config error, 3 ambiguous, 4 environment mismatch, 5 some cells failed, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+from rich.console import Console
+
+from mlaprof import __version__, store
+from mlaprof.analysis.compare import compare as compare_runs
+from mlaprof.analysis.summary import summarize
+from mlaprof.config import load_study, resolved_yaml, study_from_resolved
+from mlaprof.errors import ConfigError, MachineError, MlaprofError
+from mlaprof.machine import checks, environment
+from mlaprof.plan import Plan, expand
+from mlaprof.records import Device, Manifest, Run
+from mlaprof.report import console as screen
+from mlaprof.report import export, listing
+from mlaprof.report.figures import write_figures
+from mlaprof.report.progress import progress
+from mlaprof.study import Study
+from mlaprof.sweep import sweep as run_sweep
+
+OK, REGRESSION, USAGE, AMBIGUOUS, MISMATCH, SOME_FAILED, INTERRUPTED = 0, 1, 2, 3, 4, 5, 130
+
+app = typer.Typer(
+    help="Profile the split MLA-DSA attention layer across CUDA-graph capture modes.\n\n"
+    "Exit codes: 0 ok, 1 regression, 2 usage or config error, 3 ambiguous, 4 environment mismatch, "
+    "5 some cells failed, 130 interrupted.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+out, err = Console(), Console(stderr=True)
+
+ResultsDir = Annotated[Path, typer.Option("--results", help="Folder that runs land in.")]
+RunArgument = Annotated[str, typer.Argument(help="A run file, a run id or the beginning of one, or `latest`.")]
+RESULTS = Path("results")
+
+
+class DeviceChoice(StrEnum):
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class Format(StrEnum):
+    table = "table"
+    md = "md"
+    csv = "csv"
+    json = "json"
+
+
+class Listing(StrEnum):
+    presets = "presets"
+    modes = "modes"
+    kernels = "kernels"
+    runs = "runs"
+
+
+@app.command()
+def sweep(
+    config: Annotated[Path | None, typer.Argument(help="The study, a YAML file; not needed with --resume.")] = None,
+    axis: Annotated[list[str] | None, typer.Option("-a", "--axis", help="Replace an axis: num_tokens=1,8,64.")] = None,
+    setting: Annotated[list[str] | None, typer.Option("--set", help="Change a key: measure.min_samples=100.")] = None,
+    device: Annotated[DeviceChoice, typer.Option(help="auto takes the GPU where there is one.")] = DeviceChoice.auto,
+    out_file: Annotated[
+        Path | None, typer.Option("--out", help="Run file; by default results/<run id>.mlaprof.")
+    ] = None,
+    resume: Annotated[str | None, typer.Option(help="Go on with a run: measure what is not recorded yet.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and measure nothing.")] = False,
+    results: ResultsDir = RESULTS,
+) -> None:
+    """Measure every cell of CONFIG, store the run, print its table and draw its plots."""
+    if resume is not None:
+        path = store.resolve(resume, results)
+        manifest = store.read_manifest(path)
+        _same_study(manifest, config, axis, setting)
+        plan = expand(study_from_resolved(manifest.study_yaml), manifest.device).without(store.done(path))
+    else:
+        study = _study(config, axis, setting)
+        manifest = _manifest(study, _device(device))
+        path = out_file or store.default_path(results, manifest.run_id)
+        plan = expand(study, manifest.device)
+        manifest = manifest.model_copy(update={"planned": tuple(f"{kind} {key}" for kind, key in plan.planned)})
+    if dry_run:
+        listing.print_plan(plan, out)
+        return
+    listing.print_warnings(checks.warnings(manifest.environment, manifest.device), err)
+    _measure(plan, store.open_for_resume(path) if resume else store.create(path, manifest))
+    run = store.load(path)
+    _show(run)
+    _draw(run, path, None)
+    if any(found.outcome.status in ("failed", "incorrect") for found in run.measurements):
+        raise typer.Exit(SOME_FAILED)
+
+
+@app.command()
+def show(
+    run: RunArgument,
+    format: Annotated[Format, typer.Option(help="table for a terminal; md, csv and json go to stdout.")] = Format.table,
+    results: ResultsDir = RESULTS,
+) -> None:
+    """Print a run: its cells with medians and intervals, memory, and what failed."""
+    loaded = store.load(store.resolve(run, results))
+    if format is Format.table:
+        _show(loaded)
+        return
+    text = {Format.md: export.to_markdown, Format.csv: export.to_csv, Format.json: export.to_json}
+    sys.stdout.write(text[format](summarize(loaded)).rstrip("\n") + "\n")
+
+
+@app.command()
+def compare(
+    base: RunArgument,
+    new: RunArgument,
+    threshold: Annotated[float, typer.Option(help="Smallest ratio that counts, 0.01 is 1 %.")] = 0.01,
+    results: ResultsDir = RESULTS,
+) -> None:
+    """Judge NEW against BASE, cell by cell. Exits 1 on a regression, 3 if ambiguous, 4 if they do not compare."""
+    if not 0 < threshold < 1:
+        raise ConfigError(f"{threshold} is not a ratio", where="--threshold", hint="give a number such as 0.01")
+    runs = [store.load(store.resolve(name, results)) for name in (base, new)]
+    comparison = compare_runs(runs[0], runs[1], threshold=threshold)
+    screen.print_comparison(comparison, out)
+    raise typer.Exit(comparison.worst)
+
+
+@app.command()
+def plot(
+    run: RunArgument,
+    out_folder: Annotated[Path | None, typer.Option("--out", help="Folder; by default the run file's name.")] = None,
+    results: ResultsDir = RESULTS,
+) -> None:
+    """Draw a run's figures as PNG and SVG, and write its summary.json beside them."""
+    path = store.resolve(run, results)
+    _draw(store.load(path), path, out_folder)
+
+
+@app.command("list")
+def list_(what: Annotated[Listing, typer.Argument(help="What to list.")], results: ResultsDir = RESULTS) -> None:
+    """List presets, capture modes, kernels with their tiles, or the runs there are."""
+    match what:
+        case Listing.presets:
+            listing.print_presets(out)
+        case Listing.modes:
+            listing.print_modes(out)
+        case Listing.kernels:
+            listing.print_kernels(out)
+        case Listing.runs:
+            listing.print_runs(store.list_runs(results), out)
+
+
+@app.command()
+def doctor() -> None:
+    """Print what this machine is and what on it speaks against a number. Changes nothing."""
+    found = environment.snapshot()
+    listing.print_environment(found, checks.warnings(found, _device(DeviceChoice.auto)), out)
+
+
+def _study(config: Path | None, axis: Iterable[str] | None, setting: list[str] | None) -> Study:
+    if config is None:
+        raise ConfigError("no study given", where="CONFIG", hint="e.g. mlaprof sweep configs/quickstart.yaml")
+    return load_study(config, axes=_axes(axis), settings=setting or ())
+
+
+def _axes(given: Iterable[str] | None) -> dict[str, str]:
+    axes: dict[str, str] = {}
+    for text in given or ():
+        name, equals, values = text.partition("=")
+        if not equals:
+            raise ConfigError(f"{text!r} is not axis=values", where="-a", hint="e.g. -a num_tokens=1,8,64")
+        if name in axes:
+            raise ConfigError(f"{name} is given twice", where="-a", hint="give all its values in one -a")
+        axes[name] = values
+    return axes
+
+
+def _same_study(manifest: Manifest, config: Path | None, axis: Iterable[str] | None, setting: list[str] | None) -> None:
+    """A run goes on as it began: a study given beside --resume must be the stored one."""
+    if config is None and (axis or setting):
+        raise ConfigError("a resumed run keeps its axes and settings", where="--resume", hint="leave out -a and --set")
+    if config is not None and resolved_yaml(_study(config, axis, setting)) != manifest.study_yaml:
+        raise ConfigError(
+            f"not the study of run {manifest.run_id}", where=str(config), hint="leave CONFIG out, or start a new run"
+        )
+
+
+def _device(choice: DeviceChoice) -> Device:
+    present = environment.cuda_present()
+    if choice is DeviceChoice.cuda and not present:
+        raise MachineError(
+            "no CUDA GPU that torch can use", where="--device cuda", hint="see `mlaprof doctor`, or use --device cpu"
+        )
+    return "cuda" if choice is not DeviceChoice.cpu and present else "cpu"
+
+
+def _manifest(study: Study, device: Device) -> Manifest:
+    now = datetime.now(UTC)
+    return Manifest(
+        schema_version=store.SCHEMA_VERSION,
+        run_id=store.new_run_id(study.name, now),
+        created_at=now.isoformat(timespec="seconds"),
+        mlaprof_version=__version__,
+        command=("mlaprof", *sys.argv[1:]),
+        device=device,
+        study_yaml=resolved_yaml(study),
+        environment=environment.snapshot(),
+        planned=(),
+    )
+
+
+def _measure(plan: Plan, writer: store.RunWriter) -> None:
+    try:
+        with writer, progress(len(plan), err) as tell:
+            for event in run_sweep(plan, keep=writer.append):
+                tell(event)
+    except KeyboardInterrupt:
+        err.print(
+            f"interrupted; what was measured is kept. Go on with: mlaprof sweep --resume {writer.path}", soft_wrap=True
+        )
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def _show(run: Run) -> None:
+    screen.print_summary(summarize(run), out)
+
+
+def _draw(run: Run, path: Path, folder: Path | None) -> None:
+    folder = folder or path.with_suffix("")
+    summary = summarize(run)
+    try:
+        written = write_figures(run, summary, folder)
+        text = folder / "summary.json"
+        text.write_text(export.summary_json(run, summary) + "\n")
+    except OSError as error:
+        raise ConfigError(
+            f"cannot write plots: {error.strerror}", where=str(folder), hint="give --out FOLDER"
+        ) from error
+    out.print(f"run   {path}", soft_wrap=True, highlight=False)
+    for each in (text, *(each for each in written if each.suffix == ".png")):
+        out.print(f"plot  {each}" if each.suffix == ".png" else f"json  {each}", soft_wrap=True, highlight=False)
+
+
+def main() -> NoReturn:
+    """Run the command line; errors that a user can mend are one line."""
+    try:
+        app()
+    except MlaprofError as error:
+        screen.print_error(error, err)
+        raise SystemExit(error.exit_code) from None
+    except KeyboardInterrupt:
+        raise SystemExit(INTERRUPTED) from None
+    except BrokenPipeError:
+        # The reader of our output left, as `| head` does.
+        sys.stderr.close()
+        raise SystemExit(OK) from None
+    raise SystemExit(OK)
