@@ -2,6 +2,7 @@
 
 Schema history (`PRAGMA user_version`; `PRAGMA application_id` says that the file is ours)
     1   manifest(record), measurement(kind, key, record); a record is the JSON of records.py
+A new field with a default needs no step; anything else that makes an old record unreadable does.
 
 While a sweep writes, the file is in WAL mode with synchronous=FULL: a killed sweep loses no finished
 Measurement, and others can read. A finished run is in rollback mode again: one file, readable anywhere.

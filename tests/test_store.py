@@ -221,8 +221,9 @@ def killed_run(tmp_path, checkout) -> Path:
     """A run whose writer was killed after seven appends."""
     path = tmp_path / "results" / "run.mlaprof"
     shutil.copy(__file__, tmp_path / "test_store_makers.py")
+    python_path = os.pathsep.join([str(checkout), os.environ.get("PYTHONPATH", "")])
     process = subprocess.run(
-        [sys.executable, "-c", CRASHING, str(tmp_path), str(path)], env={**os.environ, "PYTHONPATH": str(checkout)}
+        [sys.executable, "-c", CRASHING, str(tmp_path), str(path)], env={**os.environ, "PYTHONPATH": python_path}
     )
     assert process.returncode == -signal.SIGKILL
     return path

@@ -103,7 +103,8 @@ def processes_of_group(group: int) -> list[int]:
 
 
 def with_checkout() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    return {**os.environ, "PYTHONPATH": path}
 
 
 def wait_for(condition: Callable[[], object], limit_s: float = 20.0) -> object:

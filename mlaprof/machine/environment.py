@@ -29,7 +29,8 @@ PACKAGES = (
     "nvidia-cudnn-cu12",
     "nvidia-cudnn-cu13",
 )
-_VARIABLE = re.compile(r"(CUDA|CUBLAS|CUDNN|TORCH|PYTORCH|TRITON|NVIDIA|OMP|MKL|OPENBLAS)[A-Z_]*")
+# NVIDIA_REQUIRE_* is a container image's demand on the driver.
+_VARIABLE = re.compile(r"CUDA|CUBLAS|CUDNN|TORCH|PYTORCH|TRITON|NVIDIA_(?!REQUIRE)|(OMP|MKL|OPENBLAS)_")
 _SECRET = re.compile(r"TOKEN|KEY|SECRET|PASS|CREDENTIAL|AUTH", re.IGNORECASE)
 _URL_WITH_USER = re.compile(r"://[^/\s]*@")
 _VARIABLE_CHARACTERS = 1000

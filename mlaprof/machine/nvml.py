@@ -1,6 +1,6 @@
 """What NVML tells of the GPUs. A missing driver is a value, a field the card refuses is None; nothing raises.
 
-A query takes about 2 us on an H100 and needs no special rights.
+On an H100 (driver 580, nvidia-ml-py 13.6) a query takes 1.4 us and a reading 10 us, without special rights.
 """
 
 from __future__ import annotations
@@ -96,11 +96,12 @@ class Nvml:
         events = self._of(index, "nvmlDeviceGetCurrentClocksEventReasons")
         if events is None:  # the name before driver 535
             events = self._of(index, "nvmlDeviceGetCurrentClocksThrottleReasons")
+        temperature = self._of(index, "nvmlDeviceGetTemperature", _TEMPERATURE_GPU)
         return Reading(
-            sm_clock_hz=_scaled(self._of(index, "nvmlDeviceGetClockInfo", _CLOCK_SM), 1e6),
-            mem_clock_hz=_scaled(self._of(index, "nvmlDeviceGetClockInfo", _CLOCK_MEM), 1e6),
-            power_w=_scaled(self._of(index, "nvmlDeviceGetPowerUsage"), 1e-3),
-            temperature_c=_scaled(self._of(index, "nvmlDeviceGetTemperature", _TEMPERATURE_GPU), 1.0),
+            sm_clock_hz=_hertz(self._of(index, "nvmlDeviceGetClockInfo", _CLOCK_SM)),
+            mem_clock_hz=_hertz(self._of(index, "nvmlDeviceGetClockInfo", _CLOCK_MEM)),
+            power_w=_watts(self._of(index, "nvmlDeviceGetPowerUsage")),
+            temperature_c=None if temperature is None else float(temperature),
             event_reasons=events,
         )
 
@@ -144,9 +145,9 @@ class Nvml:
             driver=_text(self._ask("nvmlSystemGetDriverVersion")) or "unknown",
             compute_capability="unknown" if capability is None else ".".join(map(str, capability)),
             memory_bytes=0 if memory is None else int(memory.total),
-            power_limit_w=_scaled(self._of(index, "nvmlDeviceGetPowerManagementLimit"), 1e-3),
-            power_limit_default_w=_scaled(self._of(index, "nvmlDeviceGetPowerManagementDefaultLimit"), 1e-3),
-            sm_clock_max_hz=_scaled(self._of(index, "nvmlDeviceGetMaxClockInfo", _CLOCK_SM), 1e6),
+            power_limit_w=_watts(self._of(index, "nvmlDeviceGetPowerManagementLimit")),
+            power_limit_default_w=_watts(self._of(index, "nvmlDeviceGetPowerManagementDefaultLimit")),
+            sm_clock_max_hz=_hertz(self._of(index, "nvmlDeviceGetMaxClockInfo", _CLOCK_SM)),
             compute_pids=self.compute_pids(index),
         )
 
@@ -187,8 +188,12 @@ def _index_of(entry: str, uuids: list[str]) -> int | None:
     return matches[0] if len(matches) == 1 else None
 
 
-def _scaled(value: Any, unit: float) -> float | None:
-    return None if value is None else float(value) * unit
+def _hertz(megahertz: int | None) -> float | None:
+    return None if megahertz is None else megahertz * 1e6
+
+
+def _watts(milliwatts: int | None) -> float | None:
+    return None if milliwatts is None else milliwatts / 1e3
 
 
 def _text(value: Any) -> str:

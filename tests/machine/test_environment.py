@@ -134,6 +134,8 @@ def test_behaviour_variables_hold_no_secret():
         "TORCH_INDEX": "https://me:s3cret@host/simple",
         "HOME": "/home/me",
         "MY_CUDA_NOTE": "x",
+        "OMPI_MCA_plm": "isolated",
+        "NVIDIA_REQUIRE_CUDA": "cuda>=13.0",
     }
 
     found = environment.behaviour_variables(given)
@@ -205,4 +207,5 @@ def test_the_machine_is_described_without_torch(checkout):
         "import sys; from mlaprof import store; from mlaprof.machine import checks, environment;"
         "environment.snapshot(); environment.cuda_present(); assert 'torch' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", script], check=True, env={**os.environ, "PYTHONPATH": str(checkout)})
+    path = os.pathsep.join([str(checkout), os.environ.get("PYTHONPATH", "")])
+    subprocess.run([sys.executable, "-c", script], check=True, env={**os.environ, "PYTHONPATH": path})
