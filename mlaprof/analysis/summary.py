@@ -195,7 +195,7 @@ def summarize(run: Run) -> Summary:
     )
 
 
-def identity(key: str) -> _Identity:
+def _identity(key: str) -> _Identity:
     """The parts of a Point key. Raises ValueError on anything else."""
     found = _KEY.fullmatch(key)
     if not found:
@@ -241,7 +241,7 @@ def _cell(
     emulated: bool,
 ) -> Cell:
     first = next(iter(kinds.values()), None)
-    who = _of_point(first.point) if first else identity(key)
+    who = _of_point(first.point) if first else _identity(key)
     leading = _leading(kinds, expected)
     outcome: CellStatus = leading.outcome.status if leading else "missing"
     arm = arms.get(key)

@@ -95,7 +95,8 @@ def print_columns(columns: Sequence[Column], console: Console, *, last_rows: int
     """
     kept = [column for column in columns if column.rank == 0 or not column.empty]
     dropped: list[Column] = []
-    while sum(column.width + 2 for column in kept) > console.width and any(column.rank for column in kept):
+    gap = 2
+    while sum(column.width + gap for column in kept) - gap > console.width and any(column.rank for column in kept):
         least = max(kept, key=lambda column: column.rank)
         kept.remove(least)
         dropped.append(least)
@@ -109,7 +110,10 @@ def print_columns(columns: Sequence[Column], console: Console, *, last_rows: int
     for column in kept:
         table.add_column(_text(column.title), justify="right" if column.right else "left", overflow="fold")
     rows = list(zip(*(column.cells for column in kept), strict=True))
+    optional = [place for place, column in enumerate(kept) if column.rank]
     for number, row in enumerate(rows):
+        if number >= len(rows) - last_rows and not any(str(row[place]) for place in optional):
+            continue  # what it had to say went with a column
         table.add_row(*(_text(cell) for cell in row), end_section=number == len(rows) - 1 - last_rows)
     console.print(table)
     if dropped:
@@ -170,56 +174,39 @@ def _columns(rows: list[Cell], means: Sequence[ModeMean], console: Console) -> l
     sign = "+-" if plain else "±"
     blank = [""] * len(means)
 
-    def device(estimate: Estimate | None) -> str:
-        return f"{times.text(estimate.median)} {plus_minus(estimate, sign):>6}" if estimate else ""
+    def medians(estimates: Iterable[Estimate | None]) -> list[str]:
+        return [times.text(each.median) if each else "" for each in estimates]
 
     tokens = [
         str(cell.num_tokens) if not number or rows[number - 1].num_tokens != cell.num_tokens else ""
         for number, cell in enumerate(rows)
     ]
-    tiled = any(cell.tiles for cell in rows)
+    kernel, labels = _tile_labels([*(cell.tiles for cell in rows), *(mean.tiles for mean in means)])
     return [
         Column("tokens", 0, [*tokens, *("geomean" for _ in means)]),
         Column("mode", 0, [*(cell.mode for cell in rows), *(mean.mode for mean in means)], right=False),
-        Column(
-            "tiles",
-            0 if tiled else 9,
-            [*(cell.tiles or ("default" if tiled else "") for cell in rows), *(mean.tiles for mean in means)],
-            right=False,
-        ),
-        Column("outcome", 0, [*(_look(STATUS[cell.outcome], plain) for cell in rows), *blank], right=False),
-        Column(f"device {times.name}", 0, [*(device(cell.device_s) for cell in rows), *blank]),
-        Column(
-            "speed-up",
-            1,
-            [*(_speedup(cell) for cell in rows), *(_ratio_text(mean.speedup) for mean in means)],
-        ),
-        Column(
-            f"submit {times.name}",
-            2,
-            [*(times.text(cell.submit_s.median) if cell.submit_s else "" for cell in rows), *blank],
-        ),
-        Column(
-            f"pool {sizes.name}",
-            3,
-            [*(_memory(cell, "graph_pool_bytes", sizes.scale) for cell in rows), *blank],
-        ),
-        Column(
-            f"peak {sizes.name}",
-            4,
-            [*(_memory(cell, "allocator_peak_bytes", sizes.scale) for cell in rows), *blank],
-        ),
-        Column(
-            "SM MHz",
-            5,
-            [*(f"{cell.sm_clock_hz / 1e6:.0f}" if cell.sm_clock_hz else "" for cell in rows), *blank],
-        ),
-        Column(
-            "graphs",
-            6,
-            [*(str(cell.graph.graph_launches) if cell.graph else "" for cell in rows), *blank],
-        ),
+        Column(kernel or "tiles", 0, labels, right=False) if kernel is not None else Column("tiles", 9, labels),
+        Column("status", 0, [*(_look(STATUS[cell.outcome], plain) for cell in rows), *blank], right=False),
+        Column(f"device {times.name}", 0, [*medians(cell.device_s for cell in rows), *blank]),
+        Column(f"{sign}CI", 2, [*(plus_minus(c.device_s, sign) if c.device_s else "" for c in rows), *blank]),
+        Column("speed-up", 1, [*(_speedup(cell) for cell in rows), *(_ratio_text(mean.speedup) for mean in means)]),
+        Column(f"submit {times.name}", 3, [*medians(cell.submit_s for cell in rows), *blank]),
+        Column(f"pool {sizes.name}", 4, [*(_memory(c, "graph_pool_bytes", sizes.scale) for c in rows), *blank]),
+        Column(f"peak {sizes.name}", 5, [*(_memory(c, "allocator_peak_bytes", sizes.scale) for c in rows), *blank]),
+        Column("SM MHz", 6, [*(f"{c.sm_clock_hz / 1e6:.0f}" if c.sm_clock_hz else "" for c in rows), *blank]),
+        Column("launches", 7, [*(str(c.graph.graph_launches) if c.graph else "" for c in rows), *blank]),
     ]
+
+
+def _tile_labels(tiles: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The kernel that the labels share (empty for none, None without tiles), and the labels without it."""
+    chosen = [label for label in tiles if label]
+    if not chosen:
+        return None, [""] * len(tiles)
+    kernels = {label.partition("=")[0] for label in chosen}
+    if len(kernels) > 1 or any("+" in label for label in chosen):
+        return "", [label or "default" for label in tiles]
+    return kernels.pop(), [label.partition("=")[2] or "default" for label in tiles]
 
 
 def _memory(cell: Cell, name: str, scale: float) -> str:

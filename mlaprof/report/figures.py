@@ -74,7 +74,7 @@ def latency(summary: Summary, group: Group) -> Figure | None:
     _plain_log_ticks(axes)
     what = "wall time" if summary.device == "cpu" else "device time"
     axes.set_ylabel(f"{what} per step ({unit.name})")
-    _finish(axes, _counts(arms), "dashed: host submit time" if submit else "")
+    _finish(axes, _counts(arms), "host submit time" if submit else "")
     return figure
 
 
@@ -167,7 +167,7 @@ def _canvas(
     figure = NewFigure(figsize=(WIDTH_IN, height_in), layout="constrained")
     caption = f"{sentences.processor(summary)} | {group.preset} | run {summary.run_id}"
     if timed:
-        caption = f"{caption}\n{sentences.conditions(summary, group.cells)}"
+        caption = f"{caption}\n{sentences.conditions(summary, group.cells)}{sentences.left_out(group.cells)}"
     stamp = " (emulated on a CPU)" if timed and summary.emulated else ""
     figure.suptitle(title + stamp, x=0.012, ha="left", fontsize=12.5, fontweight="bold")
     figure.supxlabel(caption, x=0.012, ha="left", fontsize=8.5, color="#444444")
@@ -221,18 +221,28 @@ def _lines(axes: Axes, arms: dict[Mode, Series]) -> None:
         axes.vlines(x, low, high, color=look.colour, linewidth=2.5, alpha=0.5, zorder=2)  # a band needs neighbours
 
 
-def _finish(axes: Axes, counts: Sequence[int], note: str) -> None:
+def _finish(axes: Axes, counts: Sequence[int], dashed: str) -> None:
+    """The token axis, or the modes side by side, and the legend; `dashed` names the dashed lines, if any."""
+    from matplotlib.lines import Line2D
+
+    handles, labels = axes.get_legend_handles_labels()
     if len(counts) == 1:
-        names = [str(line.get_label()) for line in axes.get_lines() if line.get_marker() not in ("None", "")]
-        axes.set_xticks(range(len(names)), [name.replace("_", "\n") for name in names])
-        axes.set_xlim(-0.6, len(names) - 0.4)
+        named = [str(line.get_label()) for line in axes.get_lines() if line.get_marker() not in ("None", "")]
+        axes.set_xticks(range(len(named)), [name.replace("_", "\n") for name in named])
+        axes.set_xlim(-0.6, len(named) - 0.4)
         axes.set_xlabel(f"{counts[0]} tokens per step")
         axes.grid(axis="x", visible=False)
+        unnamed = [(handle, text) for handle, text in zip(handles, labels, strict=True) if text not in named]
+        handles, labels = [handle for handle, _ in unnamed], [text for _, text in unnamed]
     else:
         _token_axis(axes, counts)
-    axes.legend(ncols=3, loc="lower left", bbox_to_anchor=(0, 1.0), borderaxespad=0.2, columnspacing=1.6)
-    if note:
-        axes.annotate(note, (0.995, 0.015), xycoords="axes fraction", ha="right", fontsize=8.5, color="#444444")
+    if dashed:
+        handles.append(Line2D([], [], color="#444444", linestyle=(0, (3, 2)), linewidth=1))
+        labels.append(dashed)
+    if handles:
+        axes.legend(
+            handles, labels, ncols=3, loc="lower left", bbox_to_anchor=(0, 1.0), borderaxespad=0.2, columnspacing=1.6
+        )
 
 
 def _token_axis(axes: Axes, counts: Sequence[int]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mlaprof.analysis.summary import NOISY_HALF_WIDTH, Cell, Finding, Summary
+from mlaprof.report.style import STATUS
 
 
 def finding(found: Finding, summary: Summary) -> str:
@@ -53,6 +54,14 @@ def conditions(summary: Summary, cells: Sequence[Cell]) -> str:
     caches = "+".join(sorted({cell.cache for cell in timed if cell.cache}))
     where = "cache" if summary.device == "cpu" else "L2"
     return f"{caches} {where}, median of n={n}, 95% CI"
+
+
+def left_out(cells: Sequence[Cell]) -> str:
+    """`; not shown: 1 INCORRECT, 2 FAILED`, or nothing when every cell that should have a time has one."""
+    outcomes = ("incorrect", "failed", "missing")
+    counts = {each: sum(cell.outcome == each for cell in cells) for each in outcomes}
+    words = ", ".join(f"{count} {STATUS[each].word}" for each, count in counts.items() if count)
+    return f"; not shown: {words}" if words else ""
 
 
 def processor(summary: Summary) -> str:

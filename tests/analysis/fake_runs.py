@@ -55,14 +55,20 @@ def samples(median_s: float, n: int = 50, spread: float = 0.002, seed: int = 0) 
 
 
 def timing(
-    at: Point, device_s: float, submit_s: float = 20e-6, *, emulated: bool = False, n: int = 50, **changes: object
+    at: Point,
+    median_s: float,
+    median_submit_s: float = 20e-6,
+    *,
+    emulated: bool = False,
+    n: int = 50,
+    **changes: object,
 ) -> Measurement:
     """A timing that went well; the seed follows from the key, so that two arms are independent."""
     seed = sum(at.key.encode())
     on_gpu = not emulated
     series = {
-        "device_s": samples(device_s, n, seed=seed),
-        "submit_s": samples(submit_s, n, seed=seed + 1),
+        "device_s": samples(median_s, n, seed=seed),
+        "submit_s": samples(median_submit_s, n, seed=seed + 1),
         "sm_clock_hz": (1.95e9,) * n if on_gpu else (),
         "power_w": (420.0,) * n if on_gpu else (),
         "temperature_c": (48.0,) * n if on_gpu else (),

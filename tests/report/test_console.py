@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from mlaprof.analysis.compare import compare
+from mlaprof.analysis.summary import Summary, summarize
+from mlaprof.errors import ConfigError
+from mlaprof.records import Check
+from mlaprof.report.console import print_comparison, print_error, print_summary
+
+Printed = Callable[..., Any]
+
+
+@pytest.fixture
+def h100(fake_runs: ModuleType) -> Summary:
+    return summarize(fake_runs.make_run(fake_runs.sweep(fake_runs.h100(sizes=(1, 64, 4096)))))
+
+
+def test_a_wide_table_shows_every_column_and_the_mean_last(h100: Summary, printed: Printed) -> None:
+    console, text = printed(160)
+    print_summary(h100, console)
+    out = text()
+    for title in ("tokens", "mode", "status", "device us", "±CI", "speed-up", "submit us", "pool MiB", "SM MHz"):
+        assert title in out
+    assert "NVIDIA H100 80GB HBM3" in out and "cold L2, median of n=50, 95% CI" in out
+    assert "prefill, context 0" in out and "EMULATED" not in out
+    assert out.index("4096  ") < out.index("geomean")
+    assert out.count("baseline") == 3
+    assert "too narrow" not in out
+
+
+@pytest.mark.parametrize("width", [80, 60, 40])
+def test_a_narrow_terminal_loses_whole_columns_and_says_which(h100: Summary, printed: Printed, width: int) -> None:
+    """No line is longer than the terminal, no mode's name is cut, and memory keeps a table."""
+    console, text = printed(width)
+    print_summary(h100, console)
+    lines = text().splitlines()
+    assert max(map(len, lines)) <= width
+    assert any("too narrow for:" in line for line in lines)
+    if width == 80:
+        assert any("monolithic_piecewise" in line and "ok" in line and "faster" in line for line in lines)
+        assert any(line.startswith("Memory at the largest size") for line in lines)
+
+
+def test_an_ascii_terminal_gets_ascii(h100: Summary, printed: Printed) -> None:
+    console, text = printed(160, encoding="ascii")
+    print_summary(h100, console)
+    assert text().isascii() and "+ ok" in text() and "+-CI" in text()
+
+
+def test_without_a_terminal_there_are_no_escape_codes(h100: Summary, printed: Printed) -> None:
+    plain, plain_text = printed(120)
+    print_summary(h100, plain)
+    assert "\x1b" not in plain_text()
+    colour, colour_text = printed(120, terminal=True)
+    print_summary(h100, colour)
+    assert "\x1b" in colour_text()
+
+
+def test_emulated_stands_in_the_title_and_the_warning_says_what_to_do(fake_runs: ModuleType, printed: Printed) -> None:
+    console, text = printed(120)
+    run = fake_runs.make_run(fake_runs.sweep(fake_runs.laptop()), device="cpu")
+    print_summary(summarize(run), console)
+    assert "EMULATED v3.2-tp8 prefill, context 0 | AMD EPYC 9554" in text()
+    assert "--device cuda" in text()
+
+
+def test_an_incorrect_cell_prints_no_latency_but_its_check(fake_runs: ModuleType, printed: Printed) -> None:
+    at = fake_runs.point("full", 64)
+    wrong = fake_runs.ended(at, "incorrect", "replay differs", stage="verify").model_copy(
+        update={
+            "timing": fake_runs.timing(at, 123.4e-6).timing,
+            "checks": (Check(name="replay equals eager", value=float("nan"), limit=0.0),),
+        }
+    )
+    console, text = printed(200)
+    print_summary(summarize(fake_runs.make_run([wrong])), console)
+    assert "123.4" not in text()
+    assert "≠ INCORRECT at verify: replay differs [replay equals eager nan > 0]" in text()
+    assert "show RUN --format json" in text()
+
+
+@pytest.mark.parametrize("reason", ["shape [3, 5]", "[red]x[/red]", "[/]", "a :boom: b", "[link=x]"])
+def test_brackets_in_a_reason_survive(fake_runs: ModuleType, printed: Printed, reason: str) -> None:
+    """Rich's markup would eat them, or raise."""
+    console, text = printed(200)
+    rows = [fake_runs.ended(fake_runs.point("full", n), "failed", reason, stage="capture") for n in range(1, 7)]
+    print_summary(summarize(fake_runs.make_run(rows)), console)
+    assert f"✗ FAILED at capture: {reason} (" in text()
+    assert "and 3 more)" in text()
+    assert text().count(reason) == 1
+
+
+def test_notes_of_a_good_cell_are_listed(fake_runs: ModuleType, printed: Printed) -> None:
+    at = fake_runs.point()
+    console, text = printed(200)
+    rows = [fake_runs.timing(at, 1e-4), fake_runs.ended(at, "failed", "OOM [2]", kind="memory")]
+    print_summary(summarize(fake_runs.make_run(rows)), console)
+    assert f"note: memory failed: OOM [2] ({at.key})" in text()
+
+
+def test_compile_facts_have_a_table_of_their_own(fake_runs: ModuleType, printed: Printed) -> None:
+    choice = fake_runs.tile(block_n=64, num_warps=4)
+    rows = [fake_runs.compiled(fake_runs.point("full", n, tiles=(choice,)), registers=168) for n in (1, 8)]
+    console, text = printed(80)
+    print_summary(summarize(fake_runs.make_run(rows, device="cpu")), console)
+    assert "2 cells were compiled, not timed" in text()
+    (line,) = [line for line in text().splitlines() if line.startswith("sparse_attn")]
+    assert line.split() == ["sparse_attn", "n64.w4", "168", "96.00", "KiB", "0", "2"]
+
+
+def test_an_unclear_speed_up_is_marked(fake_runs: ModuleType, printed: Printed) -> None:
+    rows = [
+        fake_runs.timing(fake_runs.point("monolithic_eager"), 1e-4),
+        fake_runs.timing(fake_runs.point("full"), 1e-4),
+    ]
+    console, text = printed(120)
+    print_summary(summarize(fake_runs.make_run(rows)), console)
+    assert "~1.00x" in text() and "includes 1.0" in text()
+
+
+def test_an_empty_run_prints_nothing_and_raises_nothing(fake_runs: ModuleType, printed: Printed) -> None:
+    console, text = printed()
+    print_summary(summarize(fake_runs.make_run([])), console)
+    assert text() == ""
+
+
+def test_an_error_is_one_line_with_place_and_remedy(printed: Printed) -> None:
+    console, text = printed(40)
+    print_error(ConfigError("unknown key [mode]\nhere", where="a.yaml:3", hint="did you mean [modes]?"), console)
+    assert text() == "error: a.yaml:3: unknown key [mode] here; did you mean [modes]?\n"
+
+
+def test_a_comparison_lists_the_gravest_first(fake_runs: ModuleType, printed: Printed) -> None:
+    def run(factor: float, broken: bool) -> Any:
+        last = fake_runs.point("full", 64)
+        return fake_runs.make_run(
+            [
+                fake_runs.timing(fake_runs.point("full", 1), 1e-4),
+                fake_runs.timing(fake_runs.point("full", 8), 1e-4 * factor),
+                fake_runs.ended(last, "failed", "IMA [rank 0]") if broken else fake_runs.timing(last, 1e-4),
+            ],
+            run_id="new" if broken else "base",
+        )
+
+    console, text = printed(120)
+    print_comparison(compare(run(1.0, False), run(1.2, True)), console)
+    out = text()
+    assert out.index("✗ FAILED") < out.index("▲ SLOWER") < out.index("= SAME") < out.index("geomean full")
+    assert "1.200" in out and "1.20x slower" in out and "IMA [rank 0]" in out
+    assert "1 FAILED, 1 SLOWER, 1 SAME at a threshold of 1.0%" in out
+
+
+def test_a_mismatch_is_said_on_top(fake_runs: ModuleType, printed: Printed) -> None:
+    at = fake_runs.point()
+    other = fake_runs.H100.model_copy(update={"name": "NVIDIA H200", "driver": "590.0"})
+    base = fake_runs.make_run([fake_runs.timing(at, 1e-4)])
+    new = fake_runs.make_run([fake_runs.timing(at, 1e-4)], gpus=(other,))
+    console, text = printed(120)
+    print_comparison(compare(base, new), console)
+    lines = text().splitlines()
+    assert lines[2].startswith("MISMATCH processor: NVIDIA H100 80GB HBM3 -> NVIDIA H200")
+    assert "note: driver: 580.1 -> 590.0" in lines
+
+
+@pytest.mark.parametrize("width", [80, 50])
+def test_a_comparison_fits_a_narrow_terminal(fake_runs: ModuleType, printed: Printed, width: int) -> None:
+    run = fake_runs.make_run(fake_runs.sweep(fake_runs.h100(sizes=(1, 4096))))
+    console, text = printed(width)
+    print_comparison(compare(run, run), console)
+    assert max(len(line) for line in text().splitlines()) <= width
+
+
+def test_comparing_nothing_says_so(fake_runs: ModuleType, printed: Printed) -> None:
+    run = fake_runs.make_run([])
+    console, text = printed()
+    print_comparison(compare(run, run), console)
+    assert "no cell was timed" in text()

@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import csv
+import io
+import json
+from types import ModuleType
+
+import pytest
+
+from mlaprof.analysis.summary import Summary, summarize
+from mlaprof.records import Check
+from mlaprof.report.export import summary_json, to_csv, to_json, to_markdown
+
+
+@pytest.fixture
+def mixed(fake_runs: ModuleType) -> Summary:
+    """Good, tiled, compiled, failed, incorrect and missing cells."""
+    choice = fake_runs.tile(block_n=64, num_warps=4)
+    wrong = fake_runs.ended(fake_runs.point("full", 8), "incorrect", 'a "b" | c, [3]\nd', stage="verify")
+    rows = [
+        fake_runs.timing(fake_runs.point("monolithic_eager", 64), 300e-6, 600e-6),
+        fake_runs.timing(fake_runs.point("full", 64), 100e-6),
+        fake_runs.memory(fake_runs.point("full", 64), 12.0),
+        fake_runs.compiled(fake_runs.point("full", 64, tiles=(choice,))),
+        fake_runs.ended(fake_runs.point("full", 1), "failed", "OOM", stage="capture"),
+        wrong.model_copy(
+            update={
+                "timing": fake_runs.timing(wrong.point, 1e-4).timing,
+                "checks": (Check(name="oracle", value=float("nan"), limit=float("inf")),),
+            }
+        ),
+    ]
+    planned = [f"{row.kind} {row.point.key}" for row in rows] + [f"timing {fake_runs.point('full', 9).key}"]
+    return summarize(fake_runs.make_run(rows, planned=planned))
+
+
+def test_json_is_one_object_a_cell_with_every_promised_field(mixed: Summary) -> None:
+    cells = json.loads(to_json(mixed))
+    assert [cell["outcome"] for cell in cells] == ["ok", "ok", "compiled", "failed", "incorrect", "missing"]
+    for cell in cells:
+        assert {"key", "preset", "phase", "num_tokens", "context_len", "mode", "tiles", "outcome", "reason"} <= set(
+            cell
+        )
+        assert {"device_s", "submit_s", "memory", "emulated", "graph", "resources", "checks", "speedup"} <= set(cell)
+        assert (cell["device_s"] is None) == (cell["outcome"] != "ok")
+    full = cells[1]
+    assert set(full["device_s"]) == {"median", "ci_low", "ci_high", "n"}
+    assert full["device_s"]["median"] == pytest.approx(100e-6, rel=1e-6)
+    assert full["device_s"]["ci_low"] <= full["device_s"]["median"] <= full["device_s"]["ci_high"]
+    assert full["speedup"]["median"] == pytest.approx(3.0, rel=1e-6)
+    assert full["memory"]["graph_pool_bytes"] == 12 * 2**20
+    assert full["emulated"] is False
+    assert full["graph"]["graph_nodes"] == 30
+    assert cells[0]["memory"] is None
+    assert cells[2]["resources"][0]["registers"] == 128
+    assert cells[4]["checks"] == [{"name": "oracle", "value": None, "limit": None, "passed": False}]
+
+
+def test_csv_is_a_row_a_cell_and_survives_hostile_reasons(mixed: Summary) -> None:
+    rows = list(csv.DictReader(io.StringIO(to_csv(mixed))))
+    assert len(rows) == len(mixed.cells)
+    assert [row["key"] for row in rows] == [cell.key for cell in mixed.cells]
+    assert float(rows[1]["device_s_median"]) == pytest.approx(100e-6, rel=1e-6)
+    assert rows[1]["graph_pool_bytes"] == str(12 * 2**20)
+    assert rows[1]["checks_passed"] == "True" and rows[4]["checks_passed"] == "False"
+    assert rows[4]["device_s_median"] == rows[5]["device_s_median"] == ""
+    assert rows[4]["reason"] == 'a "b" | c, [3]\nd'
+    assert None not in rows[4] and None not in rows[4].values()
+
+
+def test_markdown_tables_keep_their_columns(mixed: Summary) -> None:
+    """A bar or a line break in a reason splits no row."""
+    text = to_markdown(mixed)
+    rows = [line.replace("\\|", "") for line in text.splitlines() if line.startswith("|")]
+    assert {row.count("|") for row in rows} == {9}
+    assert "| 64 | full | default | ok | 100.0" in text
+    assert "3.00x faster" in text and "| geomean | full |" in text
+    assert 'INCORRECT: a "b" \\| c, [3] d' in text
+    assert "NVIDIA H100 80GB HBM3" in text and "`mlaprof sweep configs/fake.yaml`" in text
+    assert "--resume RUN" in text
+
+
+def test_markdown_of_an_emulated_run_says_so(fake_runs: ModuleType) -> None:
+    run = fake_runs.make_run(fake_runs.sweep(fake_runs.laptop()), device="cpu")
+    assert "### EMULATED v3.2-tp8 prefill, context 0" in to_markdown(summarize(run))
+
+
+def test_a_summary_file_names_its_origin(fake_runs: ModuleType) -> None:
+    run = fake_runs.make_run(fake_runs.sweep(fake_runs.h100(sizes=(1, 64))))
+    summary = summarize(run)
+    written = json.loads(summary_json(run, summary))
+    assert written["run_id"] == run.manifest.run_id
+    assert written["processor"] == written["environment"]["gpus"][0]["name"] == "NVIDIA H100 80GB HBM3"
+    assert written["created_at"] == "2026-01-02T03:04:05Z"
+    assert written["command"] == ["mlaprof", "sweep", "configs/fake.yaml"]
+    assert written["environment"]["packages"]["torch"] == "2.11.0"
+    assert written["cells"] == json.loads(to_json(summary))
+    assert {mean["mode"] for mean in written["geomean_speedup"]} == {
+        "monolithic_piecewise",
+        "split_eager",
+        "split_piecewise",
+        "full",
+    }
+
+
+def test_an_empty_run_exports_empty(fake_runs: ModuleType) -> None:
+    summary = summarize(fake_runs.make_run([]))
+    assert json.loads(to_json(summary)) == []
+    assert len(to_csv(summary).splitlines()) == 1
+    assert to_markdown(summary).startswith("## 20260102-030405-fake")

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from mlaprof.records import Started
+from mlaprof.report.progress import finished_line, progress
+
+Printed = Callable[..., Any]
+
+
+def test_without_a_terminal_every_measurement_is_one_line(fake_runs: ModuleType, printed: Printed) -> None:
+    """Key, status, median; lines are never wrapped, whatever the width."""
+    at = fake_runs.point("full", 64)
+    tile = fake_runs.point("full", 64, tiles=(fake_runs.tile(block_n=64, num_warps=4),))
+    console, text = printed(30)
+    with progress(12, console) as show:
+        show(Started(kind="timing", key=at.key, stage="build"))
+        show(fake_runs.timing(at, 123.4e-6))
+        show(fake_runs.memory(at, 12.0))
+        show(fake_runs.compiled(tile, registers=168))
+        show(fake_runs.ended(at, "failed", "CUDA error:\n  [3, 5]", stage="capture"))
+    assert text().splitlines() == [
+        f"[ 1/12] ✓ ok timing {at.key} 123.4 us",
+        f"[ 2/12] ✓ ok memory {at.key} graph pool 12.00 MiB",
+        f"[ 3/12] ○ compiled compile {tile.key} sparse_attn 168 registers 96.00 KiB shared",
+        f"[ 4/12] ✗ FAILED timing {at.key} capture: CUDA error: [3, 5]",
+    ]
+
+
+def test_a_terminal_gets_a_bar_and_keeps_the_failures(fake_runs: ModuleType, printed: Printed) -> None:
+    at = fake_runs.point("full", 64)
+    console, text = printed(120, terminal=True)
+    with progress(2, console) as show:
+        show(Started(kind="timing", key=at.key, stage="capture"))
+        show(fake_runs.timing(at, 1e-4))
+        show(fake_runs.ended(at, "failed", "IMA [3]", stage="capture"))
+    assert "FAILED" in text() and "IMA [3]" in text() and "2/2" in text()
+
+
+def test_an_interrupt_passes_and_leaves_the_terminal_usable(fake_runs: ModuleType, printed: Printed) -> None:
+    console, text = printed(120, terminal=True)
+    with pytest.raises(KeyboardInterrupt), progress(2, console) as show:
+        show(fake_runs.timing(fake_runs.point(), 1e-4))
+        raise KeyboardInterrupt
+    assert text().rindex("\x1b[?25h") > text().rindex("\x1b[?25l")  # the cursor is back
+
+
+def test_an_emulated_time_says_so(fake_runs: ModuleType) -> None:
+    at = fake_runs.point()
+    assert finished_line(fake_runs.timing(at, 2e-3, emulated=True)).plain.endswith("2.000 ms emulated")
+    assert finished_line(fake_runs.timing(at, 2e-3), ascii_only=True).plain.isascii()

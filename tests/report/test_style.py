@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+from typing import get_args
+
+import pytest
+
+from mlaprof.analysis.compare import VERDICTS, Verdict
+from mlaprof.analysis.summary import CellStatus
+from mlaprof.records import MemoryUse
+from mlaprof.report.style import MEMORY_PARTS, MODE, STATUS, VERDICT
+from mlaprof.study import MODES
+
+
+def test_every_word_of_the_vocabulary_has_a_look() -> None:
+    assert set(STATUS) == set(get_args(CellStatus))
+    assert set(VERDICT) == set(get_args(Verdict)) == set(VERDICTS)
+    assert set(MODE) == set(MODES)
+    assert set(MEMORY_PARTS) <= set(MemoryUse.model_fields)
+
+
+@pytest.mark.parametrize("looks", [STATUS, VERDICT], ids=["status", "verdict"])
+def test_words_tell_apart_without_colour_and_without_unicode(looks: dict) -> None:
+    plain = [look.text(ascii_only=True) for look in looks.values()]
+    assert len(set(plain)) == len(plain)
+    assert all(text.isascii() for text in plain)
+
+
+def test_modes_tell_apart_by_marker_alone_and_by_colour_alone() -> None:
+    assert len({look.marker for look in MODE.values()}) == len(MODES)
+    assert len({look.colour for look in MODE.values()}) == len(MODES)
+
+
+def test_mode_colours_keep_their_distance_for_the_colour_blind() -> None:
+    """Simulated deuteranopia and protanopia (Vienot 1999, linear RGB): no two modes come closer than 0.1."""
+    matrices = {
+        "protan": ((0.11238, 0.88762, 0.0), (0.11238, 0.88762, 0.0), (0.00401, -0.00401, 1.0)),
+        "deutan": ((0.29275, 0.70725, 0.0), (0.29275, 0.70725, 0.0), (-0.02234, 0.02234, 1.0)),
+    }
+
+    def linear(colour: str) -> list[float]:
+        channels = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+        return [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+
+    for matrix in matrices.values():
+        seen = {}
+        for mode, look in MODE.items():
+            rgb = linear(look.colour)
+            dim = [max(0.0, sum(w * c for w, c in zip(row, rgb, strict=True))) for row in matrix]
+            seen[mode] = [c ** (1 / 2.2) for c in dim]
+        pairs = [(a, b) for a in MODES for b in MODES if a < b]
+        nearest = min(sum((x - y) ** 2 for x, y in zip(seen[a], seen[b], strict=True)) ** 0.5 for a, b in pairs)
+        assert nearest > 0.1
