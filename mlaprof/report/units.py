@@ -1,4 +1,4 @@
-"""Numbers to text: seconds, bytes and ratios, one unit a table."""
+"""Numbers to text: seconds, bytes, hertz and ratios, one unit a table."""
 
 from __future__ import annotations
 
@@ -45,6 +45,11 @@ def size(value: float) -> str:
     """`1.250 GiB`; whole bytes below 1 KiB."""
     unit = size_unit([value])
     return f"{int(value)} B" if unit.name == "B" else f"{unit.text(value)} {unit.name}"
+
+
+def megahertz(value: float) -> str:
+    """`1980 MHz`."""
+    return f"{value / 1e6:.0f} MHz"
 
 
 def significant(value: float) -> str:
