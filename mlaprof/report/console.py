@@ -88,10 +88,12 @@ def print_error(error: MlaprofError, console: Console) -> None:
     console.print(Text(line, style="bold red"), soft_wrap=True)
 
 
-def print_columns(columns: Sequence[Column], console: Console, *, last_rows: int = 0) -> list[Column]:
+def print_columns(
+    columns: Sequence[Column], console: Console, *, last_rows: int = 0, instead: str = ""
+) -> list[Column]:
     """A table of the columns that are not empty and fit; says and returns which did not.
 
-    The last_rows stand below a rule.
+    The last_rows stand below a rule; `instead` names another way to the columns that did not fit.
     """
     kept = [column for column in columns if column.rank == 0 or not column.empty]
     dropped: list[Column] = []
@@ -118,7 +120,7 @@ def print_columns(columns: Sequence[Column], console: Console, *, last_rows: int
     console.print(table)
     if dropped:
         names = ", ".join(column.title for column in reversed(dropped))
-        _print(console, f"too narrow for: {names} (widen the terminal, or use --format csv)", "bright_black")
+        _print(console, f"too narrow for: {names} (widen the terminal{instead})", "bright_black")
     return dropped
 
 
@@ -132,7 +134,9 @@ def _print_group(summary: Summary, group: Group, console: Console) -> None:
         cells = "1 cell was" if compiled == 1 else f"{compiled} cells were"
         _print(console, f"{cells} compiled, not timed: compile facts below", "bright_black")
     if rows:
-        dropped = print_columns(_columns(rows, group.means, console), console, last_rows=len(group.means))
+        dropped = print_columns(
+            _columns(rows, group.means, console), console, last_rows=len(group.means), instead=", or use --format csv"
+        )
         if any(cell.speedup and _unclear(cell.speedup) for cell in rows):
             _print(console, "~ the interval of the speed-up includes 1.0", "bright_black")
         if any(column.title.startswith("pool") for column in dropped):

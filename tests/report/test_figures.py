@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 
 from mlaprof.analysis.summary import Group, Summary, groups, summarize
@@ -59,7 +60,7 @@ def test_latency_draws_the_medians_of_every_mode(h100: Any, fake_runs: ModuleTyp
 def test_the_band_is_the_interval(h100: Any) -> None:
     _, summary, group = h100
     figure = latency(summary, group)
-    band = next(each for each in figure.axes[0].collections if type(each).__name__ == "FillBetweenPolyCollection")
+    band = next(each for each in figure.axes[0].collections if isinstance(each, PolyCollection))
     ends = sorted(set(band.get_paths()[0].vertices[:, 1]))
     cells = [cell for cell in group.cells if cell.mode == MODES[0] and not cell.tiles]
     expected = sorted(1e6 * value for cell in cells for value in (cell.device_s.ci_low, cell.device_s.ci_high))
