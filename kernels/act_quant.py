@@ -48,12 +48,12 @@ def act_quant_kernel(
 def act_quant(x: Tensor) -> tuple[Tensor, Tensor]:
     """Quantise rows of 128 to e4m3 codes with one power-of-two scale a row (ue8m0, rounded up).
 
-    x [n, 128] or [n, heads, 128] bf16 or fp32, finite, rows at any stride. Returns codes, shaped as x, e4m3, and scale
-    [..., 1] fp32: scale = 2 ** ceil(log2(max(amax, 1e-4) / 448)).
+    x [..., 128], two dimensions or more, bf16 or fp32, finite, rows at any stride. Returns codes [..., 128] e4m3 and
+    scale [..., 1] fp32: scale = 2 ** ceil(log2(max(amax, 1e-4) / 448)).
 
     Raises ValueError on a wrong shape or dtype.
     """
-    rows = x[:, None] if x.dim() == 2 else x
+    rows = x[:, None] if x.dim() == 2 else x.flatten(0, -3) if x.dim() > 3 else x
     n, inner = check_tensor("x", rows, shape=("n", "heads", 128), dtype=(torch.bfloat16, torch.float32))
     codes = torch.empty(x.shape, dtype=torch.float8_e4m3fn, device=x.device)
     scale = torch.empty(*x.shape[:-1], 1, dtype=torch.float32, device=x.device)

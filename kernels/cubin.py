@@ -1,7 +1,7 @@
 """What a compiled kernel asks of the GPU, read from its cubin alone: no GPU, no driver, no cuobjdump.
 
-A cubin is a little-endian ELF64 file. Its `.nv.info*` sections hold records of a format byte, an attribute byte and a 16-bit
-length; those of format 4 are followed by that many bytes, here (symbol, value) pairs of 32-bit words.
+A cubin is a little-endian ELF64 file. Its `.nv.info*` sections hold records of a format byte, an attribute byte and a
+16-bit length; those of format 4 are followed by that many bytes, here (symbol, value) pairs of 32-bit words.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _REGISTER_COUNT = 0x2F  # attribute: registers a thread
 
 
 class CubinFacts(NamedTuple):
-    """Per thread, but static_shared_bytes per program: what the launcher adds as dynamic shared memory is not in the file."""
+    """Registers and stack of a thread, static shared memory of a program; dynamic shared memory is not in the file."""
 
     registers: int
     stack_bytes: int

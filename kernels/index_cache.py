@@ -1,7 +1,7 @@
 """Writing to and reading from the indexer's paged key cache, by byte offset.
 
-A block of 64 tokens is 8,448 bytes: 64 x 128 e4m3 codes, then 64 fp32 scales. The token at `pos` of `block` has its codes at
-block * 8448 + pos * 128 and its scale at block * 8448 + 8192 + pos * 4.
+A block of 64 tokens is 8,448 bytes: 64 x 128 e4m3 codes, then 64 fp32 scales. The token at `pos` of `block` has its
+codes at block * 8448 + pos * 128 and its scale at block * 8448 + 8192 + pos * 4.
 Source: the indexer K cache of TensorRT-LLM's DSA backend; DeepGEMM reads the same layout.
 """
 

@@ -1,7 +1,7 @@
 """From request-local token positions to rows of a latent pool that interleaves the layers inside each block.
 
-row = block_table[request, position // 64] * stride_factor + position % 64 + layer_offset, in int64, where stride_factor is the
-rows of one block over all layers of the pool. Source: the index conversion of TensorRT-LLM's DSA backend.
+row = block_table[request, position // 64] * stride_factor + position % 64 + layer_offset, in int64, where stride_factor
+is the rows of one block over all layers of the pool. Source: the index conversion of TensorRT-LLM's DSA backend.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Scores of the lightning indexer: logit[i, j] = k_scale[j] * sum over heads h of weights[i, h] * relu(q[i, h] . k[j]).
 
-Keys stand on the long side of the product and (query, head) pairs on the other, so that the head sum stays inside a thread's
-row; k_scale is positive and is applied once, after that sum.
+Keys stand on the long side of the product and (query, head) pairs on the other, so that the head sum stays inside a
+thread's row; k_scale is positive and is applied once, after that sum.
 Source: the DSA section of the DeepSeek-V3.2 report; k_scale outside the sum as in DeepGEMM's fp8_mqa_logits.
 """
 
@@ -21,7 +21,7 @@ KEY_BLOCKS_PER_PROGRAM = 4  # enough for loads to run ahead of the products, few
 
 @triton.jit
 def head_sums(keys, q, weights, BLOCK_N: tl.constexpr, BLOCK_Q: tl.constexpr, HEADS: tl.constexpr):
-    """[BLOCK_N, BLOCK_Q]: sum over heads of weight * relu(key . q); q [BLOCK_Q * HEADS, 128], weights [BLOCK_Q * HEADS]."""
+    """[BLOCK_N, BLOCK_Q]: sum over heads of weight * relu(key . q), from the BLOCK_Q * HEADS rows of q and weights."""
     dots = tl.maximum(tl.dot(keys, tl.trans(q)), 0.0) * weights[None, :]
     return tl.sum(tl.reshape(dots, [BLOCK_N, BLOCK_Q, HEADS]), 2)
 

@@ -17,11 +17,9 @@ from mlaprof.kernels.index_logits import (
     paged_index_logits_kernel,
 )
 from mlaprof.kernels.sparse_attn import sparse_attn_kernel
-from mlaprof.kernels.tiles import Dims, SparseAttnTiles, IndexLogitsTiles, Tiles, padded_heads, tiles_type
+from mlaprof.kernels.tiles import Dims, IndexLogitsTiles, SparseAttnTiles, Tiles, padded_heads, tiles_type
 
 WARP_SIZE = 32
-
-_ALIGNED_NUMBERS = ("_stride", "_stride_t", "_stride_h", "_stride_n", "_stride_b", "_stride_j", "num_heads", "topk")
 
 # Arguments that are neither int32 numbers nor compile-time constants.
 _TYPES = {
@@ -65,17 +63,18 @@ class Resources:
 def compile_resources(kernel: str, tiles: Tiles, dims: Dims, target: int = 90) -> Resources:
     """Compile kernel with tiles for compute capability target (90: Hopper) and read what it needs. No GPU or driver.
 
-    The arguments are taken as the layer passes them: pointers and strides divisible by 16, one new token a request.
+    Arguments are specialised as a launch from the layer would: rows start at multiples of 16 elements, one new token a
+    request. Where that is not known (numbers of keys, widths of tables) no divisibility is assumed.
     Raises ValueError for an unknown kernel or another kernel's tiles; Triton's own errors when it does not compile.
     """
     expected = tiles_type(kernel)
     if not isinstance(tiles, expected):
         raise ValueError(f"tiles: expected {expected.__name__} for {kernel}, got {type(tiles).__name__}")
-    function, constants = _specialisation(tiles, dims)
+    function, constants, multiples = _specialisation(tiles, dims)
     signature = {name: _TYPES[kernel].get(name, "i32") for name in function.arg_names}
     signature |= dict.fromkeys(constants, "constexpr")
     place = {name: (i,) for i, name in enumerate(function.arg_names)}
-    aligned = [name for name, kind in signature.items() if kind.startswith("*") or name.endswith(_ALIGNED_NUMBERS)]
+    aligned = [name for name, kind in signature.items() if kind.startswith("*") or name in multiples]
     compiled = triton.compile(
         ASTSource(
             fn=function,
@@ -90,21 +89,34 @@ def compile_resources(kernel: str, tiles: Tiles, dims: Dims, target: int = 90) -
     return Resources(facts.registers, facts.stack_bytes, compiled.metadata.shared)
 
 
-def _specialisation(tiles: Tiles, dims: Dims) -> tuple[Any, dict[str, int]]:
-    """The jit function and the compile-time constants its launcher would pass."""
+def _specialisation(tiles: Tiles, dims: Dims) -> tuple[Any, dict[str, int], set[str]]:
+    """The jit function, the constants its launcher would pass, and the numbers that are multiples of 16."""
     if isinstance(tiles, SparseAttnTiles):
-        return sparse_attn_kernel, {
+        constants = {
             "D_LATENT": dims.kv_lora_rank,
             "D_ROPE": dims.qk_rope_head_dim,
             "BLOCK_H": tiles.block_h,
             "BLOCK_N": tiles.block_n,
         }
-    shared = {
+        multiples = {"num_rows", "q_stride_t", "q_stride_h", "cache_stride", "out_stride_t", "out_stride_h"}
+        multiples |= {"num_heads"} if dims.num_heads % 16 == 0 else set()
+        multiples |= {"topk", "indices_stride"} if dims.index_topk % 16 == 0 else set()
+        return sparse_attn_kernel, constants, multiples
+    constants = {
         "DIM": dims.index_head_dim,
         "HEADS": padded_heads(dims.index_n_heads),
         "BLOCK_N": tiles.block_n,
         "SPAN": tiles.block_n * KEY_BLOCKS_PER_PROGRAM,
     }
+    multiples = {"num_heads", "weights_stride"} if dims.index_n_heads % 16 == 0 else set()
     if isinstance(tiles, IndexLogitsTiles):
-        return index_logits_kernel, shared | {"BLOCK_Q": tiles.block_q}
-    return paged_index_logits_kernel, shared | {"PAGE": TOKENS_PER_BLOCK, "NEXT_N": 1}
+        return (
+            index_logits_kernel,
+            constants | {"BLOCK_Q": tiles.block_q},
+            multiples | {"q_stride_n", "q_stride_h", "k_stride"},
+        )
+    return (
+        paged_index_logits_kernel,
+        constants | {"PAGE": TOKENS_PER_BLOCK, "NEXT_N": 1, "next_n": 1},
+        multiples | {"q_stride_b", "q_stride_j", "q_stride_h"},
+    )

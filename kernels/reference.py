@@ -1,7 +1,7 @@
 """The oracles: one plain torch function a kernel, with the launcher's signature minus tiles and fp32 inside.
 
-They are the CPU implementation of the ops too. So none of them waits for the device or makes a shape out of data (both would
-refuse capture), each takes 0 rows, and a large intermediate is made in slices of whole rows.
+They are the CPU implementation of the ops too. So none of them waits for the device or makes a shape out of data
+(either would forbid capture), each takes 0 rows, and a large intermediate is made in slices of whole rows.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SLICE_BYTES = 64 << 20  # size an fp32 intermediate may reach
 class Tolerance(NamedTuple):
     """How far a kernel may be from its oracle; an element passes below relative * |want| + peak * max |want|.
 
-    peak is a fraction of the largest finite magnitude: sums of cancelling terms err by the size of the terms, not of the sum.
+    peak is a fraction of the largest finite magnitude: a sum of cancelling terms errs by the size of its terms.
     cosine bounds 1 - cosine of the angle between the two, over all finite elements.
     """
 

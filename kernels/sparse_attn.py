@@ -1,4 +1,4 @@
-"""Absorbed attention over selected cache rows: one latent row serves all heads, as key (whole) and as value (first part).
+"""Absorbed attention over selected cache rows: a latent row serves all heads, as key (whole) and as value (first part).
 
 Source: the DSA section of the DeepSeek-V3.2 report; the online softmax is FlashAttention's, in base 2.
 """

@@ -1,4 +1,4 @@
-"""Tile configurations as values: one frozen dataclass a kernel, one legality predicate, the space. Standard library only."""
+"""Tile configurations as values: a frozen dataclass a kernel, one legality predicate, the space. Standard library."""
 
 from __future__ import annotations
 
@@ -77,12 +77,13 @@ def tiles_type(kernel: str) -> type[Tiles]:
 
 
 def default(kernel: str, dims: Dims) -> Tiles:
-    """The tiles used where none are named: no spills, and two programs on a multiprocessor where the shape allows it."""
+    """The tiles used where none are named: they fit every multiprocessor of Hopper and spill no register."""
     tiles_type(kernel)
     if kernel == "sparse_attn":
         if dims.num_heads > 32:
             return SparseAttnTiles(block_h=64, block_n=32, num_warps=8, num_stages=2)
-        return SparseAttnTiles(block_h=padded_heads(dims.num_heads), block_n=32, num_warps=4, num_stages=2)
+        block_h = padded_heads(dims.num_heads)
+        return SparseAttnTiles(block_h=block_h, block_n=32, num_warps=block_h // 4, num_stages=2)
     if kernel == "index_logits":
         block_q = max(1, 64 // padded_heads(dims.index_n_heads))
         return IndexLogitsTiles(block_q=block_q, block_n=128, num_warps=4, num_stages=3)
@@ -135,16 +136,17 @@ def shared_bytes(tiles: Tiles, dims: Dims) -> int:
         if _on_wgmma(tiles.block_h, warps):
             return queries + stages * block
         if stages == 1:
-            # Not pipelined: the rows are laid out anew for either product.
-            return queries + max(4 * tiles.block_n * dims.kv_lora_rank, block)
+            # Not pipelined: the rows are laid out anew for either product, some warps sharing a copy.
+            latent = 2 * tiles.block_n * dims.kv_lora_rank
+            return queries + latent + min(latent, 16 * warps * dims.kv_lora_rank)
         return queries + (stages - 1) * block + 2 * tiles.block_h * tiles.block_n
     block_q = tiles.block_q if isinstance(tiles, IndexLogitsTiles) else 1
     queries = block_q * padded_heads(dims.index_n_heads) * dims.index_head_dim
     block = tiles.block_n * dims.index_head_dim
-    head_sums = 4 * tiles.block_n * block_q * warps if stages > 1 else 0
+    sums = 4 * tiles.block_n * block_q if stages > 1 else 0  # scores on their way to the result
     if _on_wgmma(tiles.block_n, warps):
-        return queries + stages * block + head_sums
-    return 2 * queries + max(1, stages - 1) * block + head_sums
+        return queries + stages * block + 2 * sums
+    return 2 * queries + max(1, stages - 1) * block + max(2, warps) * sums
 
 
 def pack(tiles: Tiles) -> list[int]:

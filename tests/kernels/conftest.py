@@ -68,7 +68,12 @@ def _launch_on_gpu(name: str, *args: Any, **kwargs: Any) -> Any:
     module, function = _place(name)
     there = [_to_gpu(arg) for arg in args]
     named = {key: _to_gpu(value) for key, value in kwargs.items()}
-    outcome = getattr(importlib.import_module(module), function)(*there, **named)
+    # torch.empty gives NaN in this mode, so an element left unwritten cannot look right.
+    torch.use_deterministic_algorithms(True)
+    try:
+        outcome = getattr(importlib.import_module(module), function)(*there, **named)
+    finally:
+        torch.use_deterministic_algorithms(False)
     torch.cuda.synchronize()
     for old, new in zip([*args, *kwargs.values()], [*there, *named.values()], strict=True):
         if isinstance(old, Tensor):

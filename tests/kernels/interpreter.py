@@ -1,11 +1,11 @@
 """Triton's CPU interpreter in a process of its own, with the repairs it needs.
 
-TRITON_INTERPRET must be set before triton is imported and then holds for the whole process, so kernels are interpreted in a
-child: it reads (module, function, args, kwargs) from stdin and answers (outcome, args, kwargs) on stdout.
+TRITON_INTERPRET must be set before triton is imported and then holds for the whole process, so kernels are interpreted
+in a child: it reads (module, function, args, kwargs) from stdin and answers (outcome, args, kwargs) on stdout.
 
-Two things are numerically wrong in the interpreters of Triton 3.6 to 3.9 and are replaced here: casts from and to e4m3 (127.99
-became 64) and tl.dot of bf16 operands (multiplied as integers). `python interpreter.py stock` runs without the repairs, for the
-test that notices when a release no longer needs them.
+Two things are numerically wrong in the interpreters of Triton 3.6 to 3.9 and are replaced here: casts from and to e4m3
+(127.99 became 64) and tl.dot of bf16 operands (multiplied as integers). `python interpreter.py stock` runs without the
+repairs, for the test that notices when a release no longer needs them.
 """
 
 from __future__ import annotations
@@ -98,6 +98,7 @@ def repair() -> None:
 
 def serve() -> None:
     """Answer calls until stdin closes."""
+    torch.use_deterministic_algorithms(True)  # torch.empty gives NaN, so an element left unwritten cannot look right
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a kernel prints must not reach the pipe
     while True:
