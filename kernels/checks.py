@@ -27,9 +27,15 @@ def check_tensor(
 
     Raises ValueError that names the tensor, what was expected and what came.
     """
-    got = tuple(x.shape)
-    if len(got) != len(shape) or any(isinstance(w, int) and w != g for w, g in zip(shape, got, strict=True)):
-        raise ValueError(f"{name}: expected shape [{', '.join(map(str, shape))}], got {list(got)}")
+    got = x.shape
+    if len(got) != len(shape):
+        raise _wrong_shape(name, shape, x)
+    sizes = []
+    for want, size in zip(shape, got, strict=True):
+        if isinstance(want, str):
+            sizes.append(size)
+        elif want != size:
+            raise _wrong_shape(name, shape, x)
     if x.dtype != dtype and not (isinstance(dtype, tuple) and x.dtype in dtype):
         allowed = " or ".join(map(str, dtype)) if isinstance(dtype, tuple) else str(dtype)
         raise ValueError(f"{name}: expected {allowed}, got {x.dtype}")
@@ -39,4 +45,8 @@ def check_tensor(
         raise ValueError(f"{name}: expected a contiguous last dimension, got strides {x.stride()}")
     if contiguous == "all" and not x.is_contiguous():
         raise ValueError(f"{name}: expected a contiguous tensor, got shape {list(got)} with strides {x.stride()}")
-    return tuple(g for w, g in zip(shape, got, strict=True) if isinstance(w, str))
+    return tuple(sizes)
+
+
+def _wrong_shape(name: str, shape: Sequence[int | str], x: Tensor) -> ValueError:
+    return ValueError(f"{name}: expected shape [{', '.join(map(str, shape))}], got {list(x.shape)}")
