@@ -76,15 +76,20 @@ def sweep(
     out_file: Annotated[
         Path | None, typer.Option("--out", help="Run file; by default results/<run id>.mlaprof.")
     ] = None,
-    resume: Annotated[str | None, typer.Option(help="Go on with a run: measure what is not recorded yet.")] = None,
+    resume: Annotated[
+        str | None, typer.Option(help="Go on with a run: measure what is not recorded, and what failed, again.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and measure nothing.")] = False,
     results: ResultsDir = RESULTS,
 ) -> None:
     """Measure every cell of CONFIG, store the run, print its table and draw its plots."""
     if resume is not None:
+        if out_file is not None:
+            raise ConfigError("a resumed run stays in its file", where="--out", hint="leave out --out")
         path = store.resolve(resume, results)
         manifest = store.read_manifest(path)
         _same_study(manifest, config, axis, setting)
+        _same_machine(manifest, device)
         plan = expand(study_from_resolved(manifest.study_yaml), manifest.device).without(store.done(path))
     else:
         study = _study(config, axis, setting)
@@ -195,6 +200,25 @@ def _same_study(manifest: Manifest, config: Path | None, axis: Iterable[str] | N
         )
 
 
+def _same_machine(manifest: Manifest, choice: DeviceChoice) -> None:
+    """A run holds times of one processor only."""
+    if choice is not DeviceChoice.auto and choice != manifest.device:
+        raise MachineError(
+            f"run {manifest.run_id} is of device {manifest.device}",
+            where=f"--device {choice}",
+            hint="leave out --device, or start a new run",
+        )
+    here = environment.snapshot().processor(manifest.device)
+    if here != (began := manifest.environment.processor(manifest.device)):
+        raise MachineError(
+            f"run {manifest.run_id} began on {began}, this is {here}",
+            where="--resume",
+            hint="resume it there, or start a new run",
+        )
+    if manifest.device == "cuda":
+        _device(DeviceChoice.cuda)
+
+
 def _device(choice: DeviceChoice) -> Device:
     present = environment.cuda_present()
     if choice is DeviceChoice.cuda and not present:
@@ -225,8 +249,8 @@ def _measure(plan: Plan, writer: store.RunWriter) -> None:
             for event in run_sweep(plan, keep=writer.append):
                 tell(event)
     except KeyboardInterrupt:
-        err.print(
-            f"interrupted; what was measured is kept. Go on with: mlaprof sweep --resume {writer.path}", soft_wrap=True
+        screen.print_line(
+            f"interrupted; what was measured is kept. Go on with: mlaprof sweep --resume {writer.path}", err
         )
         raise typer.Exit(INTERRUPTED) from None
 
@@ -236,7 +260,7 @@ def _show(run: Run) -> None:
 
 
 def _draw(run: Run, path: Path, folder: Path | None) -> None:
-    folder = folder or path.with_suffix("")
+    folder = folder or (path.with_suffix("") if path.suffix else path.with_name(f"{path.name}-plots"))
     summary = summarize(run)
     try:
         written = write_figures(run, summary, folder)
@@ -244,7 +268,7 @@ def _draw(run: Run, path: Path, folder: Path | None) -> None:
         text.write_text(export.summary_json(run, summary) + "\n")
     except OSError as error:
         raise ConfigError(
-            f"cannot write plots: {error.strerror}", where=str(folder), hint="give --out FOLDER"
+            f"cannot write plots: {error.strerror}", where=str(folder), hint=f"mlaprof plot {path} --out FOLDER"
         ) from error
     out.print(f"run   {path}", soft_wrap=True, highlight=False)
     for each in (text, *(each for each in written if each.suffix == ".png")):

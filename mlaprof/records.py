@@ -207,6 +207,10 @@ class Environment(Record):
     git_dirty: bool | None = None
     variables: dict[str, str] = {}  # environment variables that change behaviour
 
+    def processor(self, device: Device) -> str:
+        """What a run on device computes on: the first GPU's name, or the CPU's."""
+        return self.gpus[0].name if device == "cuda" and self.gpus else self.cpu
+
 
 class Manifest(Record):
     """The head of a run file."""

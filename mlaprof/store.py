@@ -158,9 +158,10 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def done(path: Path) -> set[tuple[Kind, str]]:
-    """(kind, key) of every Measurement in the file, failures too. Raises RunFileError as load does."""
+    """(kind, key) of every Measurement in the file that did not fail. Raises RunFileError as load does."""
     with _reading(path) as connection:
-        return set(connection.execute("SELECT kind, key FROM measurement"))
+        failed = "json_extract(record, '$.outcome.status') = 'failed'"
+        return set(connection.execute(f"SELECT kind, key FROM measurement WHERE NOT {failed}"))
 
 
 def list_runs(folder: Path) -> list[RunEntry]:

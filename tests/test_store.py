@@ -168,13 +168,14 @@ def test_an_append_replaces_the_same_kind_and_key(tmp_path):
     assert measurements[0].timing.device_s == (5.0,)
 
 
-def test_done_names_every_kind_and_key(tmp_path):
-    """Resume asks which are done; a failure is done too."""
+def test_done_names_every_kind_and_key_but_failures(tmp_path):
+    """Resume asks which are done: what is missing and what failed is measured again."""
     path = write_run(tmp_path / "run.mlaprof", 1)
     with store.open_for_resume(path) as writer:
         writer.append(make_measurement(2, "failed"))
+        writer.append(make_measurement(3, "incorrect"))
 
-    assert {("timing", "tiny/prefill/t1/ctx0/full"), ("timing", "tiny/prefill/t2/ctx0/full")} == store.done(path)
+    assert {("timing", "tiny/prefill/t1/ctx0/full"), ("timing", "tiny/prefill/t3/ctx0/full")} == store.done(path)
 
 
 def test_a_run_can_be_read_while_it_is_written(tmp_path):

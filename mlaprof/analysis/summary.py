@@ -182,13 +182,12 @@ def summarize(run: Run) -> Summary:
     for key in dict.fromkeys([*expected, *seen]):
         on_cpu = manifest.device == "cpu"
         cells.append(_cell(key, seen.get(key, {}), expected.get(key, ()), arms, emulated=on_cpu))
-    gpus = manifest.environment.gpus
     return Summary(
         run_id=manifest.run_id,
         created_at=manifest.created_at,
         command=manifest.command,
         device=manifest.device,
-        processor=gpus[0].name if manifest.device == "cuda" and gpus else manifest.environment.cpu,
+        processor=manifest.environment.processor(manifest.device),
         cells=tuple(cells),
         means=_means(cells, arms),
         findings=_findings(cells),

@@ -21,6 +21,7 @@ from mlaprof.report.style import STATUS, VERDICT, Look
 from mlaprof.report.units import change, faster, plus_minus, significant, size, size_unit, time_unit
 
 SHOWN_KEYS = 3  # of many cells with one reason
+SHOWN_NOTES = 10  # of many complaints about one study
 
 
 @dataclass(frozen=True)
@@ -83,9 +84,21 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
 
 
 def print_error(error: MlaprofError, console: Console) -> None:
-    """One red line: where, what, remedy."""
-    line = " ".join(f"error: {error}".split())
-    console.print(Text(line, style="bold red"), soft_wrap=True)
+    """One red line: where, what, remedy. Plain lines below it name what else is wrong, as the error's notes have it."""
+    print_line(f"error: {error}", console, "bold red")
+    notes: list[str] = getattr(error, "__notes__", [])
+    if notes:
+        print_line(f"and {len(notes)} more:", console)
+    for note in notes[:SHOWN_NOTES]:
+        print_line(f"  {note}", console)
+    if len(notes) > SHOWN_NOTES:
+        print_line("  ...", console)
+
+
+def print_line(text: str, console: Console, style: str = "") -> None:
+    """One line, however long and whatever is in it."""
+    indent = " " * (len(text) - len(text.lstrip()))
+    console.print(Text(indent + " ".join(text.split()), style=style), soft_wrap=True)
 
 
 def print_columns(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -12,7 +12,7 @@ from rich.text import Text
 from mlaprof.kernels import tiles
 from mlaprof.machine.checks import Warning_
 from mlaprof.plan import Plan
-from mlaprof.records import Environment
+from mlaprof.records import Environment, Point
 from mlaprof.report.units import megahertz, size
 from mlaprof.shapes import PRESETS
 from mlaprof.store import RunEntry
@@ -20,15 +20,39 @@ from mlaprof.study import MODE_SUMMARY, kernel_dims
 
 
 def print_plan(plan: Plan, console: Console) -> None:
-    """Jobs with their cells, then what is skipped and why."""
-    table = _table("job", "kind", "cells", "first", "last")
+    """Jobs with what they measure, in run order, then what is skipped and why."""
+    table = _table("job", "kind", "points", "of")
     for number, job in enumerate(plan.jobs, start=1):
-        first, last = job.points[0].key, job.points[-1].key
-        table.add_row(str(number), job.kind, str(len(job.points)), first, last if last != first else "")
+        for line, described in enumerate(_described(job.points)):
+            head = ("", "", "") if line else (str(number), job.kind, str(len(job.points)))
+            table.add_row(*head, described)
     console.print(table)
     for reason, count in Counter(skip.outcome.reason for skip in plan.skips).items():
         console.print(Text(f"skipped {count}: {reason}"), soft_wrap=True)
-    console.print(Text(f"{len(plan)} measurements in {len(plan.jobs)} worker processes; nothing was run"))
+    workers = "1 worker process" if len(plan.jobs) == 1 else f"{len(plan.jobs)} worker processes"
+    console.print(Text(f"{len(plan)} measurements in {workers}; nothing was run"))
+
+
+def _described(points: Iterable[Point]) -> list[str]:
+    """`tiny/prefill/ctx0, tokens 128 64: monolithic_eager, full`, a line for all sizes with the same arms."""
+    arms_of_cell: dict[str, list[Point]] = {}
+    for point in points:
+        arms_of_cell.setdefault(point.cell, []).append(point)
+    sizes: dict[tuple[str, str], list[str]] = {}
+    for arms in arms_of_cell.values():
+        place = f"{arms[0].preset}/{arms[0].phase}/ctx{arms[0].context_len}"
+        sizes.setdefault((place, _arms(arms)), []).append(str(arms[0].num_tokens))
+    return [f"{place}, tokens {' '.join(tokens)}: {arms}" for (place, arms), tokens in sizes.items()]
+
+
+def _arms(points: Sequence[Point]) -> str:
+    """`full, split_eager` of one cell; with tiles `full with sparse_attn=n64.w4.s3, index_logits=n64`."""
+    modes = list(dict.fromkeys(point.mode for point in points))
+    labels = list(dict.fromkeys(point.tiles_label for point in points))
+    if len(points) < len(modes) * len(labels):
+        return ", ".join("/".join(part for part in (each.mode, each.tiles_label) if part) for each in points)
+    tiled = f", each with {', '.join(label or 'default tiles' for label in labels)}" if any(labels) else ""
+    return ", ".join(modes) + tiled
 
 
 def print_presets(console: Console) -> None:
@@ -57,28 +81,33 @@ def print_modes(console: Console) -> None:
 
 
 def print_kernels(console: Console) -> None:
-    """Tunable kernels with their tile fields and the default of every preset."""
-    table = _table("kernel", "tile fields", "default tiles by preset")
+    """Tunable kernels with the fields of their tiles, and the default of every preset."""
+    fields, defaults = _table("kernel", "fields of its tiles"), _table("kernel", "default tiles", "of presets")
     for kernel in tiles.KERNELS:
-        labels: dict[str, list[str]] = {}
+        fields.add_row(kernel, ", ".join(tiles.field_names(kernel)))
+        presets: dict[str, list[str]] = {}
         for name, shape in PRESETS.items():
             chosen = tiles.default(kernel, kernel_dims(shape))
-            labels.setdefault(tiles.label(kernel, tiles.as_values(chosen)), []).append(name)
-        defaults = "; ".join(f"{label} ({', '.join(names)})" for label, names in labels.items())
-        table.add_row(kernel, ", ".join(tiles.field_names(kernel)), defaults)
-    console.print(table)
+            presets.setdefault(tiles.label(kernel, tiles.as_values(chosen)), []).append(name)
+        for number, (label, names) in enumerate(presets.items()):
+            defaults.add_row("" if number else kernel, label, ", ".join(names))
+    console.print(fields)
+    console.print()
+    console.print(defaults)
 
 
 def print_runs(runs: Sequence[RunEntry], console: Console) -> None:
     if not runs:
         console.print("no runs yet; `mlaprof sweep configs/quickstart.yaml` makes one")
         return
-    table = _table("run", "created (UTC)", "device", "recorded", "file")
+    named = all(entry.path.stem == entry.manifest.run_id for entry in runs)
+    table = _table("run", "created (UTC)", "device", "recorded", *(() if named else ("file",)))
     for entry in runs:
         manifest = entry.manifest
         recorded = f"{entry.recorded}/{len(manifest.planned)}"
         created = manifest.created_at[:16].replace("T", " ")
-        table.add_row(manifest.run_id, created, manifest.device, recorded, str(entry.path))
+        row = (manifest.run_id, created, manifest.device, recorded)
+        table.add_row(*row, *(() if named else (entry.path.name,)))
     console.print(table)
 
 
@@ -106,7 +135,7 @@ def print_environment(environment: Environment, warnings: Sequence[Warning_], co
 def print_warnings(warnings: Sequence[Warning_], console: Console) -> None:
     """One line each, ending with what to do."""
     for found in warnings:
-        line = f"warning: {found.what}: {found.why}. {found.next_step}"
+        line = f"warning: {found.what}: {found.why}; next: {found.next_step}"
         console.print(Text(line, style="yellow"), soft_wrap=True)
 
 
@@ -117,5 +146,5 @@ def _clock(hertz: float | None) -> str:
 def _table(*columns: str, headers: bool = True) -> Table:
     table = Table(show_header=headers, box=None, pad_edge=False)
     for name in columns:
-        table.add_column(name, overflow="fold")
+        table.add_column(name, overflow="fold", no_wrap=name in ("run", "job", "kind", "points"))
     return table

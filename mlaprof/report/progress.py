@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import count
 from statistics import median
 
 from rich.console import Console
@@ -12,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Column as TableColumn
 from rich.text import Text
 
-from mlaprof.records import Measurement, Started
+from mlaprof.records import KernelResources, Measurement, Started
 from mlaprof.report.style import STATUS
 from mlaprof.report.units import seconds, size
 
@@ -24,7 +23,9 @@ Show = Callable[[Measurement | Started], None]
 def progress(total: int, console: Console) -> Iterator[Show]:
     """Shows `total` measurements being made; `console` is usually the one of stderr."""
     if not console.is_terminal:
-        yield _lines(total, console)
+        lines = _Lines(total, console)
+        yield lines.show
+        lines.finish()
         return
     columns = (
         BarColumn(20),
@@ -37,17 +38,35 @@ def progress(total: int, console: Console) -> Iterator[Show]:
         yield _bar(bar, bar.add_task("sweep", total=total, now=""))
 
 
-def _lines(total: int, console: Console) -> Show:
-    counter = count(1)
+class _Lines:
+    """A line a measurement; of many cells with one tile configuration, the compile facts are told once."""
 
-    def show(event: Measurement | Started) -> None:
+    def __init__(self, total: int, console: Console) -> None:
+        self._total = total
+        self._console = console
+        self._shown = 0
+        self._told: set[tuple[KernelResources, ...]] = set()
+        self._silent = 0
+
+    def show(self, event: Measurement | Started) -> None:
         if isinstance(event, Started):
             return
-        line = Text(f"[{next(counter):>{len(str(total))}}/{total}] ")
-        line.append_text(finished_line(event, ascii_only=console.options.ascii_only))
-        console.print(line, soft_wrap=True)
+        self._shown += 1
+        if event.outcome.status == "compiled":
+            if event.resources in self._told:
+                self._silent += 1
+                return
+            self._told.add(event.resources)
+        self._print(finished_line(event, ascii_only=self._console.options.ascii_only))
 
-    return show
+    def finish(self) -> None:
+        if self._silent:
+            cells = "1 more cell" if self._silent == 1 else f"{self._silent} more cells"
+            self._print(Text(f"{cells} compiled with the same tiles and facts"))
+
+    def _print(self, text: Text) -> None:
+        line = Text(f"[{self._shown:>{len(str(self._total))}}/{self._total}] ")
+        self._console.print(line.append_text(text), soft_wrap=True)
 
 
 def _bar(bar: Progress, task: TaskID) -> Show:

@@ -21,12 +21,12 @@ def finding(found: Finding, summary: Summary) -> str:
         case "failed":
             return (
                 f"{cells} failed; the rest is unaffected. "
-                "Mend the cause below, then `mlaprof sweep CONFIG --resume RUN`."
+                "Mend the cause, then `mlaprof sweep --resume RUN` measures them again."
             )
         case "missing":
-            return f"{cells} not measured yet. Finish with `mlaprof sweep CONFIG --resume RUN`."
+            return f"{cells} not measured yet. Finish with `mlaprof sweep --resume RUN`."
         case "partial":
-            return f"{cells} lack a part (notes below). Complete with `mlaprof sweep CONFIG --resume RUN`."
+            return f"{cells} lack a part (notes below). Complete with `mlaprof sweep --resume RUN`."
         case "noisy":
             limit = f"{NOISY_HALF_WIDTH:.0%}"
             return (

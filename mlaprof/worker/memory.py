@@ -8,14 +8,13 @@ from time import perf_counter
 
 from mlaprof.machine.nvml import Nvml
 from mlaprof.measure.memory import CpuMeter, CudaMeter, MemoryMeter
-from mlaprof.records import Job, MemoryUse, Outcome, Point
+from mlaprof.records import MemoryUse, Outcome, Point
 from mlaprof.worker.events import Event, failure, graph_facts, measurement, recover, started
 from mlaprof.worker.rig import Rig
 
 
-def memory_job(job: Job) -> Iterator[Event]:
-    yield started(job, job.points[0], "build")
-    rig = Rig(job)
+def memory_job(rig: Rig) -> Iterator[Event]:
+    job = rig.job
     meter: MemoryMeter = CudaMeter() if job.device == "cuda" else CpuMeter()
     with Nvml() as nvml:
         for point in job.points:

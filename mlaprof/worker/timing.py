@@ -35,9 +35,8 @@ class _Beside:
     filled: bool  # the whole step was queued before the device reached it
 
 
-def timing_job(job: Job) -> Iterator[Event]:
-    yield started(job, job.points[0], "build")
-    rig = Rig(job)
+def timing_job(rig: Rig) -> Iterator[Event]:
+    job = rig.job
     clock = _clock(job)
     with Nvml() as nvml:
         for points in cells(job.points):
