@@ -8,7 +8,7 @@ import os
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -33,15 +33,16 @@ class CudaGraphs:
     emulated = False
 
     def __init__(self) -> None:
-        self._pools = [torch.cuda.graph_pool_handle()]  # the last one is in use; a broken capture spoils one
-        self._broken: list[torch.cuda.CUDAGraph] = []
+        self._pools: list[Any] = []  # the last one is in use; a broken capture spoils one
+        self._held: list[torch.cuda.CUDAGraph] = []
         self._stream = torch.cuda.Stream()
         # cuBLAS keeps a workspace per stream for good; taken inside the first capture, it would sit in the pool and be
         # counted (32 MiB on Hopper) as memory of whichever graph came first.
         with torch.cuda.stream(self._stream):
             self._seed = torch.ones(16, 16, device="cuda", dtype=torch.bfloat16)
             torch.mm(self._seed, self._seed)
-        self._stream.synchronize()
+            self._stream.synchronize()
+            self._open_pool()
 
     def capture(self, fn: Callable[[], T]) -> tuple[CudaGraph, T]:
         """Record fn on the capture stream. Warm it up before: a first call compiles, tunes and allocates.
@@ -77,17 +78,22 @@ class CudaGraphs:
             # The stream is free again, but torch left out the rest: its allocator still watches for this capture
             # through a pointer to graph, and its generator believes it is captured. Keep the graph, leave the pool to
             # what is in it, and run one whole capture, which puts the generator right.
-            self._broken.append(graph)
+            self._held.append(graph)
             with suppress(RuntimeError):  # a torch that ends it itself has nothing left to end
                 torch._C._cuda_endAllocateToPool(self._seed.device.index, self._pools[-1])
                 torch._C._cuda_releasePool(self._seed.device.index, self._pools[-1])
-            self._pools.append(torch.cuda.graph_pool_handle())
-            whole = torch.cuda.CUDAGraph()
-            whole.capture_begin(pool=self._pools[-1])
-            self._seed.zero_()
-            whole.capture_end()
+            self._open_pool()
         else:
             graph.reset()
+
+    def _open_pool(self) -> None:
+        """Take a fresh pool, and hold it by one small whole capture: torch refuses a pool whose graphs are all gone."""
+        self._pools.append(torch.cuda.graph_pool_handle())
+        whole = torch.cuda.CUDAGraph()
+        whole.capture_begin(pool=self._pools[-1])
+        self._seed.zero_()
+        whole.capture_end()
+        self._held.append(whole)
 
 
 def _count_nodes(graph: int) -> int:
