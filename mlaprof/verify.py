@@ -65,11 +65,8 @@ def against_oracle(
     """
     attn, shape, number = probed.attn, probed.attn.shape, probed.attn.layer_number
     index_pool = caches.index_k[number] if shape.is_dsa else None
-    histories = [
-        reference.read_history(caches.latent, index_pool, number, pages, request.cached_tokens, request.new_tokens)
-        for request, pages in zip(batch.requests, batch.pages, strict=True)
-    ]
     rows = sampled_rows(batch.num_tokens)
+    histories = _histories(batch, caches, number, index_pool, rows)
     hidden = probed.hidden[: batch.num_tokens]
     selected = _selection(probed, batch, position_ids, context, rows)
     expected = reference.attention(weights, shape, hidden, histories, rows=rows, selected=selected)
@@ -105,6 +102,19 @@ def sampled_rows(num_tokens: int) -> list[int]:
     if num_tokens <= SAMPLED_ROWS:
         return list(range(num_tokens))
     return sorted({round(i * (num_tokens - 1) / (SAMPLED_ROWS - 1)) for i in range(SAMPLED_ROWS)})
+
+
+def _histories(
+    batch: Batch, caches: Caches, layer: int, index_pool: Tensor | None, rows: Sequence[int]
+) -> list[reference.History]:
+    """Every request's past; empty where none of rows is of that request, as thousands of pasts would not fit."""
+    histories, start = [], 0
+    for request, pages in zip(batch.requests, batch.pages, strict=True):
+        stop = start + request.new_tokens
+        cached = request.cached_tokens if any(start <= row < stop for row in rows) else 0
+        histories.append(reference.read_history(caches.latent, index_pool, layer, pages, cached, request.new_tokens))
+        start = stop
+    return histories
 
 
 def _selection(
