@@ -8,16 +8,39 @@ from __future__ import annotations
 
 import threading
 import weakref
+from collections.abc import Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from torch import Tensor
 
-    from mlaprof.layer.metadata import AttnMetadata
-    from mlaprof.layer.mla import MLA
+from mlaprof.layer.metadata import AttnMetadata
 
 _current = threading.local()
+
+
+class AttentionLayer(Protocol):
+    """What the ops call of the layer behind their index; mla.py's MLA."""
+
+    def dsa_proj(self, hidden_states: Tensor, position_ids: Tensor, context: ForwardContext) -> list[Tensor]: ...
+
+    def dsa_proj_like(self, hidden_states: Tensor) -> list[Tensor]: ...
+
+    def dsa_attn(
+        self,
+        q: Tensor,
+        compressed_kv: Tensor,
+        k_pe: Tensor,
+        latent_cache: Tensor,
+        indexer_intermediates: list[Tensor],
+        position_ids: Tensor,
+        context: ForwardContext,
+        output: Tensor,
+    ) -> None: ...
+
+    def forward_impl(
+        self, hidden_states: Tensor, position_ids: Tensor, context: ForwardContext, output: Tensor
+    ) -> None: ...
 
 
 class ForwardContext:
@@ -29,21 +52,21 @@ class ForwardContext:
 
     __slots__ = ("_layers", "_metadata", "_outer", "compiled")
 
-    def __init__(self, layers: Mapping[str, MLA], metadata: AttnMetadata, *, compiled: bool) -> None:
+    def __init__(self, layers: Mapping[str, AttentionLayer], metadata: AttnMetadata, *, compiled: bool) -> None:
         self._layers = weakref.WeakValueDictionary(layers)
         self._metadata = weakref.ref(metadata)
-        self._outer: ForwardContext | None = None
+        self._outer: list[ForwardContext | None] = []  # one an entry: a context may be entered inside itself
         self.compiled = compiled
 
     def __enter__(self) -> ForwardContext:
-        self._outer = getattr(_current, "context", None)
+        self._outer.append(getattr(_current, "context", None))
         _current.context = self
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        _current.context = self._outer
+        _current.context = self._outer.pop()
 
     @property
     def metadata(self) -> AttnMetadata:
@@ -52,7 +75,7 @@ class ForwardContext:
             raise RuntimeError("attention metadata: expected it to outlive the forward, got a dead reference")
         return metadata
 
-    def layer(self, layer_idx: str) -> MLA:
+    def layer(self, layer_idx: str) -> AttentionLayer:
         layer = self._layers.get(layer_idx)
         if layer is None:
             raise RuntimeError(f"layer_idx: expected one of {sorted(self._layers)}, got {layer_idx!r}")

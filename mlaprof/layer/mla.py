@@ -231,8 +231,10 @@ class MLA(nn.Module):
         shape = self.shape
         fused = self.kv_a_proj_with_mqa(hidden_states)
         q, compressed_kv, k_pe = fused.split((shape.q_lora_rank, shape.kv_lora_rank, shape.qk_rope_head_dim), dim=-1)
-        # k_pe leaves Op 1 on its own storage: a view would pin the whole fused product in the graph's pool.
-        return self.q_a_layernorm(q), self.kv_a_layernorm(compressed_kv), k_pe.contiguous()
+        # k_pe leaves Op 1 on its own storage: a view would pin the whole fused product in the graph's pool. Of one row,
+        # contiguous() would be that view.
+        k_pe = k_pe.clone(memory_format=torch.contiguous_format)
+        return self.q_a_layernorm(q), self.kv_a_layernorm(compressed_kv), k_pe
 
     def short_mha(self, context: ForwardContext, position_ids: Tensor | None) -> bool:
         """Dense attention pays for short contexts. Off under compile, and tested on the total KV length: counting only
