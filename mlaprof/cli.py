@@ -30,7 +30,17 @@ from mlaprof.report.progress import progress
 from mlaprof.study import Study
 from mlaprof.sweep import sweep as run_sweep
 
-OK, REGRESSION, USAGE, AMBIGUOUS, MISMATCH, SOME_FAILED, INTERRUPTED = 0, 1, 2, 3, 4, 5, 130
+SOME_FAILED, INTERRUPTED = 5, 130  # errors.py and Comparison.worst hold the others
+READER_LEFT = 141  # what a shell reports for a program whose output nobody reads any more
+
+
+class Screen(Console):
+    def on_broken_pipe(self) -> None:
+        try:
+            super().on_broken_pipe()
+        except SystemExit:
+            raise SystemExit(READER_LEFT) from None  # Rich says 1, which means a regression here
+
 
 app = typer.Typer(
     help="Profile the split MLA-DSA attention layer across CUDA-graph capture modes.\n\n"
@@ -40,7 +50,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-out, err = Console(), Console(stderr=True)
+out, err = Screen(), Screen(stderr=True)
 
 ResultsDir = Annotated[Path, typer.Option("--results", help="Folder that runs land in.")]
 RunArgument = Annotated[str, typer.Argument(help="A run file, a run id or the beginning of one, or `latest`.")]
@@ -100,8 +110,9 @@ def sweep(
     if dry_run:
         listing.print_plan(plan, out)
         return
+    writer = store.open_for_resume(path) if resume else store.create(path, manifest)
     listing.print_warnings(checks.warnings(manifest.environment, manifest.device), err)
-    _measure(plan, store.open_for_resume(path) if resume else store.create(path, manifest))
+    _measure(plan, writer)
     run = store.load(path)
     _show(run)
     _draw(run, path, None)
@@ -121,7 +132,7 @@ def show(
         _show(loaded)
         return
     text = {Format.md: export.to_markdown, Format.csv: export.to_csv, Format.json: export.to_json}
-    sys.stdout.write(text[format](summarize(loaded)).rstrip("\n") + "\n")
+    out.out(text[format](summarize(loaded)).rstrip("\n"), highlight=False)
 
 
 @app.command()
@@ -284,8 +295,4 @@ def main() -> NoReturn:
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
         raise SystemExit(INTERRUPTED) from None
-    except BrokenPipeError:
-        # The reader of our output left, as `| head` does.
-        sys.stderr.close()
-        raise SystemExit(OK) from None
-    raise SystemExit(OK)
+    raise SystemExit(0)

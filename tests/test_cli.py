@@ -1,0 +1,740 @@
+"""The door: what is typed, what is printed, what is left on disk, and every exit code from a real situation."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import io
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from mlaprof import cli, store
+from mlaprof.machine.child import Child
+from mlaprof.records import Job, Run
+from mlaprof.sweep import spawn_worker, sweep
+
+FAKE_WORKER = Path(__file__).with_name("fake_worker.py")
+
+SMALL = """\
+name: small
+preset: tiny
+sweep:
+  num_tokens: [5, 3]
+  mode: [monolithic_eager, split_eager]
+measure: {cache: warm, min_samples: 30, min_time_s: 0, warmup_s: 0, memory: false}
+"""
+# Two modes in place of the title's three, because each captured one traces for seconds; the others have tests/worker.
+WHOLE = """\
+name: whole
+preset: tiny
+sweep:
+  num_tokens: 3
+  mode: [monolithic_eager, split_piecewise]
+tiles:
+  sparse_attn: [{block_n: 16}]
+measure: {cache: warm, min_samples: 30, min_time_s: 0, warmup_s: 0}
+"""
+# The fields that others read; part of mlaprof's interface.
+ARTIFACT = {
+    *("key", "preset", "phase", "num_tokens", "context_len", "mode", "tiles", "outcome", "reason"),
+    *("device_s", "submit_s", "memory", "emulated"),
+}
+MEMORY = {"weights_bytes", "caches_bytes", "buffers_bytes", "graph_pool_bytes", "allocator_peak_bytes"}
+
+
+@dataclass(frozen=True)
+class Answer:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def complaint(self) -> str:
+        """The one line of an error."""
+        line, end, rest = self.err.partition("\n")
+        assert (end, rest) == ("\n", ""), f"expected one line, got {self.err!r}"
+        assert self.out == ""
+        return line
+
+
+Mlaprof = Callable[..., Answer]
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The study lies in the working directory, and nothing lands in the checkout."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "study.yaml").write_text(SMALL)
+
+
+@pytest.fixture
+def mlaprof(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Mlaprof:
+    """Run a command line in this process."""
+    monkeypatch.setattr(cli, "out", cli.Screen(width=160))
+    monkeypatch.setattr(cli, "err", cli.Screen(width=160, stderr=True))
+
+    def run(*arguments: object) -> Answer:
+        monkeypatch.setattr(sys, "argv", ["mlaprof", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        printed = capsys.readouterr()
+        return Answer(int(ended.value.code or 0), printed.out, printed.err)
+
+    return run
+
+
+@pytest.fixture
+def fake_worker(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Job]]:
+    """Let sweeps use the worker without torch, told to fail in some way; answers with the jobs given to it."""
+
+    def use(*told: object) -> list[Job]:
+        jobs: list[Job] = []
+
+        def spawn(job: Job) -> Child:
+            jobs.append(job)
+            return spawn_worker(job, command=[sys.executable, str(FAKE_WORKER), *map(str, told)])
+
+        monkeypatch.setattr(cli, "run_sweep", partial(sweep, spawn=spawn))
+        return jobs
+
+    return use
+
+
+@pytest.fixture(scope="session")
+def fake_runs() -> ModuleType:
+    """The module tests/analysis/fake_runs.py: runs with planted numbers."""
+    path = Path(__file__).with_name("analysis") / "fake_runs.py"
+    spec = importlib.util.spec_from_file_location("fake_runs", path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["fake_runs"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def stored(run: Run, path: Path) -> Path:
+    with store.create(path, run.manifest) as writer:
+        for measurement in run.measurements:
+            writer.append(measurement)
+    return path
+
+
+def start(checkout: Path, *arguments: object, cwd: Path) -> subprocess.Popen[str]:
+    """`python -m mlaprof` of this checkout as a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "mlaprof", *map(str, arguments)],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(checkout)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def really(checkout: Path, *arguments: object, cwd: Path) -> Answer:
+    process = start(checkout, *arguments, cwd=cwd)
+    out, err = process.communicate(timeout=120)
+    return Answer(process.returncode, out, err)
+
+
+@pytest.fixture(scope="module")
+def whole_run(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Answer]:
+    """A run file from a real sweep in a real process, and what the sweep printed."""
+    folder = tmp_path_factory.mktemp("whole")
+    (folder / "whole.yaml").write_text(WHOLE)
+    answer = really(checkout, "sweep", "whole.yaml", "--device", "cpu", "--out", "runs/a run.mlaprof", cwd=folder)
+    return folder / "runs" / "a run.mlaprof", answer
+
+
+def everything(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+# sweep
+
+
+def test_a_sweep_measures_stores_prints_and_draws(whole_run: tuple[Path, Answer]) -> None:
+    """One command: progress on stderr; the table and the paths of the figures on stdout; a run file; the figures."""
+    path, answer = whole_run
+
+    assert answer.code == 0
+    assert "EMULATED tiny prefill, context 0" in answer.out
+    assert "split_piecewise" in answer.out and "sm_90" in answer.out
+    assert "[1/6] ✓ ok timing tiny/prefill/t3/ctx0/monolithic_eager" in answer.err
+    run = store.load(path)
+    assert {f"{m.kind} {m.point.key}" for m in run.measurements} == set(run.manifest.planned)
+    assert {m.outcome.status for m in run.measurements} == {"ok", "compiled"}
+    assert sorted(each.name for each in path.parent.iterdir()) == ["a run", "a run.mlaprof"]
+    for figure in ("latency", "speedup", "memory", "tiles"):
+        for kind in ("png", "svg"):
+            assert (path.parent / "a run" / f"{figure}-prefill-ctx0.{kind}").stat().st_size > 1000
+    shown = [line.split("  ", 1)[1] for line in answer.out.splitlines() if line.startswith(("plot  ", "json  "))]
+    assert len(shown) == 5 and all((path.parents[1] / each).is_file() for each in shown)
+
+
+def test_a_sweep_tells_repeated_compile_facts_once(whole_run: tuple[Path, Answer]) -> None:
+    """The facts of a tile configuration are the same for every mode and size."""
+    _, answer = whole_run
+
+    assert answer.err.count("registers") == 1
+    assert "[6/6] 1 more cell compiled with the same tiles and facts" in answer.err
+
+
+def test_the_default_run_file_lies_under_results(mlaprof: Mlaprof, fake_worker, tmp_path: Path) -> None:
+    fake_worker("ok")
+
+    assert mlaprof("sweep", "study.yaml", "--device", "cpu", "--results", "mine").code == 0
+
+    (path,) = (tmp_path / "mine").glob("*.mlaprof")
+    assert path.name == f"{store.load(path).manifest.run_id}.mlaprof"
+
+
+def test_a_run_file_without_a_suffix_has_its_figures_beside_it(mlaprof: Mlaprof, fake_worker, tmp_path: Path) -> None:
+    """The folder of the figures cannot have the file's own name."""
+    fake_worker("ok")
+
+    answer = mlaprof("sweep", "study.yaml", "--device", "cpu", "--out", "run")
+
+    assert answer.code == 0
+    assert (tmp_path / "run").is_file() and (tmp_path / "run-plots" / "summary.json").is_file()
+
+
+def test_axes_and_settings_change_the_study(mlaprof: Mlaprof, fake_worker, tmp_path: Path) -> None:
+    """The command line wins over the file, and the run remembers both."""
+    jobs = fake_worker("ok")
+    changes = ("-a", "tokens=1,7", "--axis", "mode=full", "--set", "batch.seed=9", "--set", "num_layers=2")
+
+    assert mlaprof("sweep", "study.yaml", "--device", "cpu", *changes, "--out", "run.mlaprof").code == 0
+
+    (job,) = jobs
+    assert [(point.num_tokens, point.mode) for point in job.points] == [(7, "full"), (1, "full")]
+    assert (job.batch.seed, job.layer.num_layers) == (9, 2)
+    manifest = store.read_manifest(tmp_path / "run.mlaprof")
+    assert manifest.command == ("mlaprof", "sweep", "study.yaml", "--device", "cpu", *changes, "--out", "run.mlaprof")
+
+
+def test_a_dry_run_prints_the_plan_and_writes_nothing(mlaprof: Mlaprof, fake_worker, tmp_path: Path) -> None:
+    jobs = fake_worker("ok")
+    before = everything(tmp_path)
+
+    answer = mlaprof(
+        "sweep", "study.yaml", "-a", "phase=prefill,decode", "-a", "mode=full,split_piecewise", "--dry-run"
+    )
+
+    assert (answer.code, answer.err, jobs) == (0, "", [])
+    assert "tiny/prefill/ctx0, tokens 5 3: full, split_piecewise" in answer.out
+    assert "skipped 2: decode-only batches are not piecewise" in answer.out
+    assert "nothing was run" in answer.out
+    assert everything(tmp_path) == before
+
+
+def test_some_failed_cells_are_exit_code_5(mlaprof: Mlaprof, fake_worker, tmp_path: Path) -> None:
+    """The rest is measured, and the reason is in the table."""
+    fake_worker("exit", 3)
+
+    answer = mlaprof("sweep", "study.yaml", "--device", "cpu", "--out", "run.mlaprof")
+
+    assert answer.code == 5
+    assert "FAILED" in answer.out and "exit code 3" in answer.out and "--resume" in answer.out
+    statuses = {m.point.key: m.outcome.status for m in store.load(tmp_path / "run.mlaprof").measurements}
+    assert statuses["tiny/prefill/t5/ctx0/split_eager"] == "ok"
+    assert statuses["tiny/prefill/t3/ctx0/monolithic_eager"] == "failed"
+
+
+# resume
+
+
+def test_a_resumed_run_measures_what_failed_again(mlaprof: Mlaprof, fake_worker, tmp_path: Path) -> None:
+    """The whole cell, for its arms are paired; not the cells that are done."""
+    fake_worker("exit", 3)
+    assert mlaprof("sweep", "study.yaml", "--device", "cpu", "--out", "run.mlaprof").code == 5
+    jobs = fake_worker("ok")
+
+    assert mlaprof("sweep", "--resume", "run.mlaprof").code == 0
+
+    assert [[point.num_tokens for point in job.points] for job in jobs] == [[3, 3]]
+    measurements = store.load(tmp_path / "run.mlaprof").measurements
+    assert [m.outcome.status for m in measurements] == ["ok"] * 4
+
+
+def test_a_cell_left_incomplete_is_measured_whole(mlaprof: Mlaprof, fake_worker, tmp_path: Path) -> None:
+    """An arm alone has no partner sampled beside it."""
+    fake_worker("ok")
+    assert mlaprof("sweep", "study.yaml", "--device", "cpu", "--out", "run.mlaprof").code == 0
+    with sqlite3.connect("run.mlaprof") as connection:
+        connection.execute("DELETE FROM measurement WHERE key = 'tiny/prefill/t3/ctx0/split_eager'")
+    connection.close()
+    jobs = fake_worker("ok")
+
+    assert mlaprof("sweep", "study.yaml", "--resume", "run.mlaprof").code == 0
+
+    assert [(point.num_tokens, point.mode) for job in jobs for point in job.points] == [
+        (3, "monolithic_eager"),
+        (3, "split_eager"),
+    ]
+    assert len(store.load(tmp_path / "run.mlaprof").measurements) == 4
+
+
+def test_resuming_a_finished_run_measures_nothing_and_shows_it(mlaprof: Mlaprof, fake_worker, tmp_path: Path) -> None:
+    fake_worker("ok")
+    assert mlaprof("sweep", "study.yaml", "--device", "cpu", "--results", ".").code == 0
+    jobs = fake_worker("dead")
+
+    answer = mlaprof("sweep", "--resume", "latest", "--results", ".")
+
+    assert (answer.code, jobs) == (0, [])
+    assert "tiny prefill" in answer.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("other.yaml",), 2, "other.yaml: not the study of run"),
+        (("study.yaml", "-a", "tokens=1"), 2, "not the study of run"),
+        (("-a", "tokens=1"), 2, "a resumed run keeps its axes and settings"),
+        (("--out", "b.mlaprof"), 2, "--out: a resumed run stays in its file"),
+        (("--device", "cuda"), 4, "--device cuda: run "),
+    ],
+)
+def test_a_resumed_run_goes_on_as_it_began(
+    mlaprof: Mlaprof, fake_worker, tmp_path: Path, arguments: tuple[str, ...], code: int, words: str
+) -> None:
+    fake_worker("ok")
+    assert mlaprof("sweep", "study.yaml", "--device", "cpu", "--out", "run.mlaprof").code == 0
+    (tmp_path / "other.yaml").write_text(SMALL.replace("[5, 3]", "[5, 4]"))
+    before = everything(tmp_path)
+
+    answer = mlaprof("sweep", *arguments, "--resume", "run.mlaprof")
+
+    assert answer.code == code
+    assert words in answer.complaint
+    assert everything(tmp_path) == before
+
+
+def test_a_run_is_not_resumed_on_another_processor(mlaprof: Mlaprof, fake_runs, tmp_path: Path) -> None:
+    """A run holds times of one processor only."""
+    stored(
+        fake_runs.make_run([], device="cuda", gpus=(fake_runs.H100.model_copy(update={"name": "A99"}),)),
+        tmp_path / "run",
+    )
+
+    answer = mlaprof("sweep", "--resume", "run")
+
+    assert answer.code == 4
+    assert "began on A99" in answer.complaint and "start a new run" in answer.complaint
+
+
+def test_an_interrupted_sweep_ends_with_130_and_can_go_on(checkout: Path, tmp_path: Path) -> None:
+    """Ctrl-C in a real sweep: what is finished stays and is not measured twice, and nothing is left beside the file."""
+    slow = ("--set", "measure.warmup_s=2")
+    process = start(checkout, "sweep", "study.yaml", "--device", "cpu", *slow, "--out", "run.mlaprof", cwd=tmp_path)
+    assert process.stderr is not None
+    seen = ""
+    while "[2/4]" not in seen:  # the first cell is kept, the second warms up for two seconds
+        line = process.stderr.readline()
+        assert line, f"the sweep ended early: {seen}"
+        seen += line
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+
+    assert (process.returncode, out) == (130, "")
+    assert "--resume run.mlaprof" in err and "Traceback" not in err
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["run.mlaprof", "study.yaml"]
+    first = store.load(tmp_path / "run.mlaprof").measurements
+    assert [m.point.num_tokens for m in first] == [5, 5]
+
+    answer = really(checkout, "sweep", "--resume", "run.mlaprof", cwd=tmp_path)
+
+    assert answer.code == 0
+    assert "[2/2]" in answer.err
+    measurements = store.load(tmp_path / "run.mlaprof").measurements
+    assert measurements[:2] == first
+    assert [(m.point.num_tokens, m.outcome.status) for m in measurements[2:]] == [(3, "ok"), (3, "ok")]
+
+
+# bad input
+
+
+def bad(text: str) -> str:
+    return SMALL + text
+
+
+@pytest.mark.parametrize(
+    ("study", "words"),
+    [
+        (bad("mesure: {}\n"), ("bad.yaml:7: mesure: unknown key", "did you mean measure?")),
+        (SMALL.replace("tiny", "tinny"), ("bad.yaml:2: ", "tinny", "did you mean tiny?")),
+        (SMALL.replace("[5, 3]", "many"), ("bad.yaml:4: sweep.num_tokens", "; ")),
+        (SMALL.replace("[5, 3]", "[]"), ("bad.yaml:4: sweep.num_tokens: the axis is empty", "at least one value")),
+        (SMALL.replace("[5, 3]", "[5, 0]"), ("bad.yaml:4: sweep.num_tokens", "0 is less than 1", "use 1 or more")),
+        (
+            bad("tiles: {sparse_attn: [{block_n: 256, num_stages: 4}]}\n"),
+            ("bad.yaml:7: tiles.sparse_attn", "shared memory", "smaller"),
+        ),
+        (
+            bad("weights: {safetensors: gone.safetensors}\n"),
+            ("bad.yaml:7: weights.safetensors", "gone.safetensors", "give a"),
+        ),
+        (bad("weights: {safetensors: bad.yaml}\n"), ("bad.yaml:7: weights.safetensors", "is not a safetensors file")),
+        (bad("layer: {llama_4_scaling: true}\n"), ("bad.yaml:7: layer.llama_4_scaling", "use false")),
+        (
+            SMALL.replace("preset: tiny", "shape: {hf_config: hf.json}"),
+            ("bad.yaml:2: shape.hf_config", "qk_head_dim: 100 disagrees"),
+        ),
+        ("name: [unclosed\n", ("bad.yaml:",)),
+        ("", ("bad.yaml:1: is empty", "quickstart.yaml")),
+    ],
+    ids=[
+        *("unknown key", "unknown preset", "wrong type", "empty axis", "zero tokens", "large tile", "no checkpoint"),
+        *("foreign checkpoint", "refused option", "shape at odds", "not YAML", "empty"),
+    ],
+)
+def test_a_bad_study_is_one_line_and_leaves_nothing(
+    mlaprof: Mlaprof, tmp_path: Path, study: str, words: Iterable[str]
+) -> None:
+    """Exit 2 with file, line, key and remedy; no run file, no folder."""
+    (tmp_path / "bad.yaml").write_text(study)
+    (tmp_path / "hf.json").write_text(
+        json.dumps({"model_type": "deepseek_v32", "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "qk_head_dim": 100})
+    )
+    before = everything(tmp_path)
+
+    answer = mlaprof("sweep", "bad.yaml")
+
+    assert answer.code == 2
+    assert answer.complaint.startswith("error: ")
+    assert [each for each in words if each not in answer.complaint] == []
+    assert everything(tmp_path) == before and not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("sweep",), "CONFIG: no study given"),
+        (("sweep", "gone.yaml"), "gone.yaml"),
+        (("sweep", "."), "."),
+        (("sweep", "study.yaml", "-a", "tokens"), "-a: 'tokens' is not axis=values"),
+        (("sweep", "study.yaml", "-a", "tokens=1", "-a", "tokens=2"), "tokens is given twice"),
+        (("sweep", "study.yaml", "-a", "token=1"), "did you mean"),
+        (("sweep", "study.yaml", "-a", "tokens=0"), "-a tokens=0"),
+        (("sweep", "study.yaml", "--set", "measure.min_sample=30"), "did you mean min_samples?"),
+        (("sweep", "study.yaml", "--set", "measure"), "--set measure"),
+        (("sweep", "study.yaml", "--out", "study.yaml"), "study.yaml: this file exists"),
+        (("sweep", "--resume", "study.yaml"), "study.yaml: not a run file"),
+        (("show", "study.yaml"), "study.yaml: not a run file"),
+        (("show", "latest"), "latest: no such file, and no such run"),
+        (("plot", "nothing"), "nothing: no such file"),
+        (("compare", "study.yaml", "study.yaml"), "study.yaml: not a run file"),
+        (("compare", "a", "b", "--threshold", "1.5"), "--threshold: 1.5 is not a ratio"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_bad_arguments_are_one_line_and_leave_nothing(
+    mlaprof: Mlaprof, fake_worker, tmp_path: Path, arguments: tuple[str, ...], words: str
+) -> None:
+    jobs = fake_worker("ok")
+    before = everything(tmp_path)
+
+    answer = mlaprof(*arguments)
+
+    assert answer.code == 2
+    assert words in answer.complaint and "; " in answer.complaint
+    assert (everything(tmp_path), jobs) == (before, [])
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["study.yaml"]
+
+
+@pytest.mark.parametrize("arguments", [("swep",), ("show",), ("sweep", "study.yaml", "--fast"), ("list", "gpus")])
+def test_what_the_parser_refuses_is_exit_code_2(mlaprof: Mlaprof, arguments: tuple[str, ...]) -> None:
+    answer = mlaprof(*arguments)
+
+    assert (answer.code, answer.out) == (2, "")
+    assert answer.err and "Traceback" not in answer.err
+
+
+def test_the_first_complaint_is_red_and_the_others_follow(
+    mlaprof: Mlaprof, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All that is wrong is told at once; the eye meets one line."""
+    (tmp_path / "bad.yaml").write_text(bad("mesure: {}\nnum_layers: 0\n") + "mlp: dens\n")
+    plain = mlaprof("sweep", "bad.yaml")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setattr(cli, "err", cli.Screen(width=60, stderr=True, force_terminal=True, color_system="standard"))
+    red = mlaprof("sweep", "bad.yaml")
+
+    assert plain.code == red.code == 2
+    first, more, *others = plain.err.splitlines()
+    assert first.startswith("error: bad.yaml:7: mesure")
+    assert more == "and 2 more:"
+    assert [line.startswith(f"  bad.yaml:{number}: ") for number, line in zip((8, 9), others, strict=True)] == [
+        True,
+        True,
+    ]
+    assert red.err.splitlines() == [f"\x1b[1;31m{first}\x1b[0m", more, *others]
+
+
+def test_a_bug_is_not_dressed_up_as_a_mistake_of_the_user(mlaprof: Mlaprof, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only MlaprofErrors become one line; anything else keeps its traceback."""
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(cli.listing, "print_presets", broken)
+    monkeypatch.setattr(sys, "argv", ["mlaprof", "list", "presets"])
+    with pytest.raises(RuntimeError, match="a bug"):
+        cli.main()
+
+
+# machine
+
+
+def test_a_gpu_that_is_not_there_is_exit_code_4(
+    mlaprof: Mlaprof, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlaprof.machine.environment.cuda_present", lambda: False)
+    before = everything(tmp_path)
+
+    answer = mlaprof("sweep", "study.yaml", "--device", "cuda")
+
+    assert answer.code == 4
+    assert "--device cuda: no CUDA GPU" in answer.complaint and "--device cpu" in answer.complaint
+    assert everything(tmp_path) == before
+
+
+def test_doctor_tells_what_this_machine_is(mlaprof: Mlaprof) -> None:
+    answer = mlaprof("doctor")
+
+    assert (answer.code, answer.err) == (0, "")
+    for fact in ("GPU", "NVML", "CPU", "cores", "Python 3.", "torch", "mlaprof"):
+        assert fact in answer.out
+    assert all("; next: " in line for line in answer.out.splitlines() if line.startswith("warning: "))
+
+
+# show, plot, list
+
+
+def test_json_holds_every_field_of_the_interface_for_every_cell(
+    mlaprof: Mlaprof, whole_run: tuple[Path, Answer]
+) -> None:
+    """What is not known is null, never absent; times in seconds, memory in bytes by name."""
+    path, _ = whole_run
+
+    answer = mlaprof("show", path, "--format", "json")
+
+    assert (answer.code, answer.err) == (0, "")
+    cells = {cell["key"]: cell for cell in json.loads(answer.out)}
+    modes = ("monolithic_eager", "split_piecewise")
+    arms = {f"tiny/prefill/t3/ctx0/{mode}{tiles}" for mode in modes for tiles in ("", "/sparse_attn=n16")}
+    assert set(cells) == arms
+    for key, cell in cells.items():
+        assert cell.keys() >= ARTIFACT
+        assert key.startswith(
+            f"{cell['preset']}/{cell['phase']}/t{cell['num_tokens']}/ctx{cell['context_len']}/{cell['mode']}"
+        )
+        if cell["tiles"]:
+            assert (cell["outcome"], cell["device_s"], cell["submit_s"]) == ("compiled", None, None)
+            assert cell["resources"][0]["target"] == "sm_90"
+            continue
+        assert (cell["outcome"], cell["reason"], cell["emulated"]) == ("ok", "", True)
+        for name in ("device_s", "submit_s"):
+            assert cell[name].keys() == {"median", "ci_low", "ci_high", "n"}
+            assert 0 < cell[name]["ci_low"] <= cell[name]["median"] <= cell[name]["ci_high"] < 60
+            assert cell[name]["n"] >= 30
+        assert cell["memory"].keys() >= MEMORY
+        assert all(cell["memory"][name] > 0 for name in ("weights_bytes", "caches_bytes", "buffers_bytes"))
+        assert (cell["memory"]["graph_pool_bytes"] > 0) == (cell["mode"] == "split_piecewise")
+        assert all(check["passed"] for check in cell["checks"]) and cell["checks"]
+
+
+def test_json_of_cells_that_failed_or_were_skipped_has_the_same_fields(
+    mlaprof: Mlaprof, fake_runs, tmp_path: Path
+) -> None:
+    at = [fake_runs.point("full", n) for n in (1, 2, 3, 4)]
+    rows = [
+        fake_runs.timing(at[0], 1e-4),
+        fake_runs.ended(at[1], "failed", "OOM"),
+        fake_runs.ended(at[2], "skipped", "not in this mode"),
+    ]
+    run = fake_runs.make_run(rows, planned=[f"timing {each.key}" for each in at])
+
+    answer = mlaprof("show", stored(run, tmp_path / "run.mlaprof"), "--format", "json")
+
+    cells = json.loads(answer.out)
+    assert [cell["outcome"] for cell in cells] == ["ok", "failed", "skipped", "missing"]
+    assert all(cell.keys() >= ARTIFACT for cell in cells)
+    assert [cell["reason"] for cell in cells[1:3]] == ["OOM", "not in this mode"]
+    assert {cell["device_s"] for cell in cells[1:]} == {None}
+
+
+def test_every_format_shows_every_cell(mlaprof: Mlaprof, whole_run: tuple[Path, Answer]) -> None:
+    path, _ = whole_run
+    keys = {cell["key"] for cell in json.loads(mlaprof("show", path, "--format", "json").out)}
+
+    rows = list(csv.DictReader(io.StringIO(mlaprof("show", path, "--format", "csv").out)))
+    markdown = mlaprof("show", path, "--format", "md").out
+    table = mlaprof("show", path).out
+
+    assert {row["key"] for row in rows} == keys
+    assert {row["device_s_median"] == "" for row in rows if row["tiles"]} == {True}
+    assert "| 3 | split_piecewise |" in markdown and markdown.startswith("## ")
+    assert table == mlaprof("show", path, "--format", "table").out
+    assert "split_piecewise" in table and "n16" in table
+
+
+def test_a_run_goes_by_file_by_id_by_its_beginning_and_by_latest(mlaprof: Mlaprof, fake_runs, tmp_path: Path) -> None:
+    rows = [fake_runs.timing(fake_runs.point("full"), 1e-4)]
+    stored(fake_runs.make_run(rows, run_id="20260102-030405-fake"), tmp_path / "results" / "one.mlaprof")
+
+    names = ("results/one.mlaprof", "20260102-030405-fake", "20260102", "latest")
+
+    assert len({mlaprof("show", name, "--format", "json").out for name in names}) == 1
+
+
+def test_plot_draws_into_the_folder_it_is_given(mlaprof: Mlaprof, fake_runs, tmp_path: Path) -> None:
+    rows = fake_runs.sweep(fake_runs.h100(sizes=(1, 8)))
+    path = stored(fake_runs.make_run(rows), tmp_path / "run.mlaprof")
+
+    answer = mlaprof("plot", path, "--out", "figures")
+
+    assert (answer.code, answer.err) == (0, "")
+    names = {each.name for each in (tmp_path / "figures").iterdir()}
+    assert {"summary.json", "latency-prefill-ctx0.png", "latency-prefill-ctx0.svg"} <= names
+    assert json.loads((tmp_path / "figures" / "summary.json").read_text())["cells"]
+    assert not (tmp_path / "run").exists()
+
+
+def test_plot_into_a_file_is_one_line(mlaprof: Mlaprof, fake_runs, tmp_path: Path) -> None:
+    path = stored(fake_runs.make_run([fake_runs.timing(fake_runs.point("full"), 1e-4)]), tmp_path / "run.mlaprof")
+
+    answer = mlaprof("plot", path, "--out", "study.yaml")
+
+    assert answer.code == 2
+    assert "study.yaml: cannot write plots" in answer.complaint
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("presets", ("v3.2", "v3.2-tp8", "glm-5", "glm-5-tp8", "tiny", "7168")),
+        ("modes", ("monolithic_eager", "monolithic_piecewise", "split_eager", "split_piecewise", "full")),
+        ("kernels", ("sparse_attn", "index_logits", "paged_index_logits", "block_n", "num_stages")),
+    ],
+)
+def test_list_names_what_there_is(mlaprof: Mlaprof, what: str, words: Iterable[str]) -> None:
+    answer = mlaprof("list", what)
+
+    assert (answer.code, answer.err) == (0, "")
+    assert [each for each in words if each not in answer.out] == []
+
+
+def test_list_runs_counts_what_is_recorded(mlaprof: Mlaprof, fake_runs, tmp_path: Path) -> None:
+    """Foreign files in the folder are passed over."""
+    assert "no runs yet" in mlaprof("list", "runs").out
+    at = fake_runs.point("full")
+    run = fake_runs.make_run([fake_runs.timing(at, 1e-4)], planned=[f"timing {at.key}", f"memory {at.key}"])
+    stored(run, tmp_path / "results" / "mine.mlaprof")
+    (tmp_path / "results" / "broken.mlaprof").write_text("not a run")
+
+    answer = mlaprof("list", "runs")
+
+    assert answer.code == 0
+    (line,) = [line for line in answer.out.splitlines() if run.manifest.run_id in line]
+    assert line.split()[-3:] == ["cuda", "1/2", "mine.mlaprof"]
+
+
+def test_what_only_reads_never_imports_torch(checkout: Path, tmp_path: Path, fake_runs) -> None:
+    """show, plot, compare, list, doctor and a dry run answer at once, and leave no context on a GPU."""
+    stored(fake_runs.make_run(fake_runs.sweep(fake_runs.laptop()), device="cpu"), tmp_path / "run.mlaprof")
+    commands = [
+        *(f"list {what}" for what in ("presets", "modes", "kernels", "runs")),
+        *("show run.mlaprof", "show run.mlaprof --format json", "plot run.mlaprof", "compare run.mlaprof run.mlaprof"),
+        *("doctor", "sweep study.yaml --device cpu --dry-run"),
+    ]
+    script = (
+        "import sys\nfrom mlaprof import cli\n"
+        f"for command in {commands!r}:\n"
+        "    sys.argv = ['mlaprof', *command.split()]\n"
+        "    try:\n        cli.main()\n"
+        "    except SystemExit as end:\n        assert not end.code, command\n"
+        "    heavy = {'torch', 'triton'} & set(sys.modules)\n"
+        "    assert not heavy, (command, heavy)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(checkout)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_reader_that_leaves_is_no_regression(checkout: Path, tmp_path: Path, fake_runs) -> None:
+    """`mlaprof compare ... | head -0` ends as other programs do, not with a verdict."""
+    stored(fake_runs.make_run(fake_runs.sweep(fake_runs.h100())), tmp_path / "run.mlaprof")
+    for command in ("compare run.mlaprof run.mlaprof", "show run.mlaprof --format json"):
+        process = start(checkout, *command.split(), cwd=tmp_path)
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        err = process.stderr.read()
+        process.stderr.close()
+        assert (process.wait(60), err) == (141, "")
+
+
+# compare
+
+
+@pytest.mark.parametrize(
+    ("factor", "spread", "code", "word"),
+    [(1.0, 0.002, 0, "SAME"), (0.8, 0.002, 0, "FASTER"), (1.2, 0.002, 1, "SLOWER"), (1.01, 0.5, 3, "AMBIGUOUS")],
+    ids=["same", "faster", "slower", "noisy"],
+)
+def test_compare_ends_with_its_verdict(
+    mlaprof: Mlaprof, fake_runs, tmp_path: Path, factor: float, spread: float, code: int, word: str
+) -> None:
+    def run(name: str, factor: float, seed: int) -> Path:
+        at = fake_runs.point("full")
+        device_s = fake_runs.samples(1e-4 * factor, spread=spread, seed=seed)
+        found = fake_runs.make_run([fake_runs.timing(at, 1e-4, device_s=device_s)], run_id=name)
+        return stored(found, tmp_path / f"{name}.mlaprof")
+
+    answer = mlaprof("compare", run("base", 1.0, 1), run("new", factor, 2))
+
+    assert (answer.code, answer.err) == (code, "")
+    assert f"1 {word} at a threshold of 1.0%" in answer.out
+
+
+def test_compare_takes_a_threshold(mlaprof: Mlaprof, fake_runs, tmp_path: Path) -> None:
+    at = fake_runs.point("full")
+    base = stored(fake_runs.make_run([fake_runs.timing(at, 1e-4)], run_id="base"), tmp_path / "base.mlaprof")
+    new = stored(fake_runs.make_run([fake_runs.timing(at, 1.05e-4)], run_id="new"), tmp_path / "new.mlaprof")
+
+    assert mlaprof("compare", base, new).code == 1
+    assert mlaprof("compare", base, new, "--threshold", "0.1").code == 0
+
+
+def test_compare_refuses_an_emulated_run_beside_a_real_one(
+    mlaprof: Mlaprof, fake_runs, tmp_path: Path, whole_run: tuple[Path, Answer]
+) -> None:
+    """Exit 4: a ratio of a CPU's times and a GPU's means nothing."""
+    path, _ = whole_run
+    at = fake_runs.point("monolithic_eager", 3, preset="tiny")
+    real = stored(fake_runs.make_run([fake_runs.timing(at, 1e-4)]), tmp_path / "real.mlaprof")
+
+    for pair in ((path, real), (real, path)):
+        answer = mlaprof("compare", *pair)
+        assert answer.code == 4
+        assert "MISMATCH device" in answer.out
