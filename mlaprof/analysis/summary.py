@@ -13,7 +13,7 @@ from zlib import crc32
 
 import numpy as np
 
-from mlaprof.analysis.stats import Bootstrap, Estimate, bootstrap, estimate, geometric_mean, quotient
+from mlaprof.analysis.stats import Bootstrap, Estimate, bootstrap, geometric_mean, quotient
 from mlaprof.machine.nvml import event_names
 from mlaprof.records import (
     Check,
@@ -31,7 +31,8 @@ from mlaprof.records import (
 from mlaprof.study import MODES, PHASES, Mode, Phase
 
 CellStatus = Literal[Status, "missing"]
-FindingKind = Literal["incorrect", "failed", "missing", "partial", "noisy", "throttled", "emulated"]
+Bound = Literal["host", "device"]
+FindingKind = Literal["incorrect", "failed", "missing", "partial", "noisy", "throttled", "host_bound", "emulated"]
 
 BASELINE: Mode = "monolithic_eager"
 NOISY_HALF_WIDTH = 0.02  # of the median; beyond it a difference of a few per cent is not there to be seen
@@ -64,7 +65,8 @@ class Cell:
     notes: tuple[str, ...] = ()
     device_s: Estimate | None = None
     submit_s: Estimate | None = None
-    speedup: Estimate | None = None  # over BASELINE at the same cell, default tiles; above 1 is faster
+    speedup: Estimate | None = None  # of device_s over BASELINE at the same cell, default tiles; above 1 is faster
+    submit_speedup: Estimate | None = None  # of submit_s, likewise; None where emulated: it would be speedup again
     tiles_speedup: Estimate | None = None  # over the default tiles of the same mode
     cache: Literal["cold", "warm"] | None = None
     clock: Literal["cuda_event", "perf_counter"] | None = None
@@ -74,6 +76,7 @@ class Cell:
     temperature_c: float | None = None
     clock_events: tuple[str, ...] = ()  # every reason seen in any round
     throttled: bool = False
+    unfilled: int = 0  # samples of a step that synchronises itself: submit_s holds waits for the device
     memory: MemoryUse | None = None
     graph: GraphFacts | None = None
     resources: tuple[KernelResources, ...] = ()
@@ -83,6 +86,22 @@ class Cell:
     def timed(self) -> bool:
         """A latency may be shown."""
         return self.device_s is not None
+
+    @property
+    def submit_ratio(self) -> float | None:
+        """submit_s / device_s of the medians; None unless both clocks measured a time of their own.
+
+        They do not in an emulated cell, nor where most samples are of a step that waits for the device itself.
+        """
+        if self.emulated or not self.device_s or not self.submit_s or self.device_s.median <= 0:
+            return None
+        return None if 2 * self.unfilled > self.device_s.n else self.submit_s.median / self.device_s.median
+
+    @property
+    def bound(self) -> Bound | None:
+        """Who sets the pace in service: the host where it needs longer to submit the step than the device to run it."""
+        ratio = self.submit_ratio
+        return None if ratio is None else "host" if ratio > 1 else "device"
 
 
 @dataclass(frozen=True)
@@ -215,10 +234,11 @@ def _of_point(point: Point) -> _Identity:
 
 @dataclass(frozen=True, eq=False)
 class _Arm:
-    """A timing that may be shown, and the bootstrap of its device time, drawn once for every use."""
+    """A timing that may be shown, and the bootstraps of its times, drawn once for every use."""
 
     timing: Timing
     device_s: Bootstrap
+    submit_s: Bootstrap | None
 
 
 def _arm(key: str, kinds: Mapping[Kind, Measurement]) -> _Arm | None:
@@ -228,7 +248,11 @@ def _arm(key: str, kinds: Mapping[Kind, Measurement]) -> _Arm | None:
     timing = measurement.timing
     if timing is None or not timing.device_s:
         return None
-    return _Arm(timing, bootstrap(timing.device_s, seed=crc32(key.encode())))
+    return _Arm(
+        timing,
+        device_s=bootstrap(timing.device_s, seed=crc32(key.encode())),
+        submit_s=bootstrap(timing.submit_s, seed=crc32(f"submit {key}".encode())) if timing.submit_s else None,
+    )
 
 
 def _cell(
@@ -300,11 +324,13 @@ def _with_timing(cell: Cell, arm: _Arm, baseline: _Arm | None, default: _Arm | N
     timing = arm.timing
     seen_events = reduce(or_, timing.clock_event_reasons, 0)
     speedup, tiles_speedup = _speedup(baseline, arm), _speedup(default, arm)
+    submit_speedup = None if cell.emulated else _submit_speedup(baseline, arm)
     return replace(
         cell,
         device_s=arm.device_s.estimate,
-        submit_s=estimate(timing.submit_s) if timing.submit_s else None,
+        submit_s=arm.submit_s.estimate if arm.submit_s else None,
         speedup=speedup.estimate if speedup else None,
+        submit_speedup=submit_speedup.estimate if submit_speedup else None,
         tiles_speedup=tiles_speedup.estimate if tiles_speedup and cell.tiles else None,
         cache=timing.cache,
         clock=timing.clock,
@@ -314,18 +340,35 @@ def _with_timing(cell: Cell, arm: _Arm, baseline: _Arm | None, default: _Arm | N
         temperature_c=median(timing.temperature_c) if timing.temperature_c else None,
         clock_events=event_names(seen_events),
         throttled=bool(seen_events & THROTTLE_REASONS),
+        unfilled=timing.unfilled,
     )
 
 
 def _speedup(slower: _Arm | None, arm: _Arm) -> Bootstrap | None:
-    """slower / arm: above 1 where `arm` is faster. None where the two cannot be compared."""
-    if slower is None or slower.timing.clock != arm.timing.clock or slower.timing.cache != arm.timing.cache:
+    """slower / arm of device_s: above 1 where `arm` is faster. None where the two cannot be compared."""
+    if slower is None or not _comparable(slower, arm):
         return None
     if min(*slower.timing.device_s, *arm.timing.device_s) <= 0:
         return None
-    if slower is arm:
-        return Bootstrap(1.0, np.ones(1), arm.device_s.n)
-    return quotient(arm.device_s, slower.device_s)
+    return _quotient(arm.device_s, slower.device_s)
+
+
+def _submit_speedup(slower: _Arm | None, arm: _Arm) -> Bootstrap | None:
+    """slower / arm of submit_s, as `_speedup`."""
+    if slower is None or not _comparable(slower, arm) or not slower.submit_s or not arm.submit_s:
+        return None
+    if min(*slower.timing.submit_s, *arm.timing.submit_s) <= 0:
+        return None
+    return _quotient(arm.submit_s, slower.submit_s)
+
+
+def _comparable(one: _Arm, other: _Arm) -> bool:
+    return one.timing.clock == other.timing.clock and one.timing.cache == other.timing.cache
+
+
+def _quotient(base: Bootstrap, new: Bootstrap) -> Bootstrap:
+    """new / base; a series over itself is 1 exactly, its draws being no independent ones."""
+    return Bootstrap(1.0, np.ones(1), base.n) if base is new else quotient(base, new)
 
 
 def _means(cells: list[Cell], arms: Mapping[str, _Arm]) -> tuple[ModeMean, ...]:
@@ -352,6 +395,7 @@ def _findings(cells: list[Cell]) -> tuple[Finding, ...]:
         Finding("partial", keys(c for c in cells if c.notes)),
         Finding("throttled", keys(c for c in cells if c.throttled)),
         Finding("noisy", keys(c for c in cells if c.device_s and c.device_s.half_width > NOISY_HALF_WIDTH)),
+        Finding("host_bound", keys(c for c in cells if c.bound == "host")),
         Finding("emulated", keys(c for c in cells if c.emulated and c.timed)),
     ]
     return tuple(finding for finding in found if finding.keys)

@@ -205,13 +205,14 @@ def _columns(rows: list[Cell], means: Sequence[ModeMean], console: Console) -> l
         Column(kernel or "tiles", 0, labels, right=False) if kernel is not None else Column("tiles", 9, labels),
         Column("status", 0, [*(_look(STATUS[cell.outcome], plain) for cell in rows), *blank], right=False),
         Column(f"device {times.name}", 0, [*medians(cell.device_s for cell in rows), *blank]),
-        Column(f"{sign}CI", 2, [*(plus_minus(c.device_s, sign) if c.device_s else "" for c in rows), *blank]),
+        Column(f"{sign}CI", 3, [*(plus_minus(c.device_s, sign) if c.device_s else "" for c in rows), *blank]),
         Column("speed-up", 1, [*(_speedup(cell) for cell in rows), *(_ratio_text(mean.speedup) for mean in means)]),
-        Column(f"submit {times.name}", 3, [*medians(cell.submit_s for cell in rows), *blank]),
-        Column(f"pool {sizes.name}", 4, [*(_memory(c, "graph_pool_bytes", sizes.scale) for c in rows), *blank]),
-        Column(f"peak {sizes.name}", 5, [*(_memory(c, "allocator_peak_bytes", sizes.scale) for c in rows), *blank]),
-        Column("SM MHz", 6, [*(f"{c.sm_clock_hz / 1e6:.0f}" if c.sm_clock_hz else "" for c in rows), *blank]),
-        Column("launches", 7, [*(str(c.graph.graph_launches) if c.graph else "" for c in rows), *blank]),
+        Column(f"submit {times.name}", 4, [*medians(cell.submit_s for cell in rows), *blank]),
+        Column("bound", 2, [*(_bound(cell) for cell in rows), *blank], right=False),
+        Column(f"pool {sizes.name}", 5, [*(_memory(c, "graph_pool_bytes", sizes.scale) for c in rows), *blank]),
+        Column(f"peak {sizes.name}", 6, [*(_memory(c, "allocator_peak_bytes", sizes.scale) for c in rows), *blank]),
+        Column("SM MHz", 7, [*(f"{c.sm_clock_hz / 1e6:.0f}" if c.sm_clock_hz else "" for c in rows), *blank]),
+        Column("launches", 8, [*(str(c.graph.graph_launches) if c.graph else "" for c in rows), *blank]),
     ]
 
 
@@ -235,6 +236,10 @@ def _speedup(cell: Cell) -> Text | str:
     if cell.mode == BASELINE and not cell.tiles and cell.speedup:
         return Text("baseline", style="bright_black")
     return _ratio_text(cell.speedup) if cell.speedup else ""
+
+
+def _bound(cell: Cell) -> Text:
+    return Text(sentences.bound(cell), style="yellow" if cell.bound == "host" else "")
 
 
 def _ratio_text(speedup: Estimate) -> Text:

@@ -15,13 +15,14 @@ from mlaprof.report import sentences
 from mlaprof.report.style import STATUS
 from mlaprof.report.units import faster, plus_minus, size, time_unit
 
-ESTIMATES = ("device_s", "submit_s", "speedup", "tiles_speedup")
+ESTIMATES = ("device_s", "submit_s", "speedup", "submit_speedup", "tiles_speedup")
 MEMORY = (
     "weights_bytes",
     "caches_bytes",
     "buffers_bytes",
     "graph_pool_bytes",
     "allocator_peak_bytes",
+    "host_peak_bytes",
     "nvml_process_bytes",
 )
 GRAPH = ("captured_segments", "eager_segments", "graph_launches", "graph_nodes", "capture_s", "padded_tokens")
@@ -72,6 +73,8 @@ def cell_object(cell: Cell) -> dict[str, Any]:
         "notes": list(cell.notes),
         "emulated": cell.emulated,
         **{name: _estimate(getattr(cell, name)) for name in ESTIMATES},
+        "bound": cell.bound,
+        "unfilled": cell.unfilled,
         "cache": cell.cache,
         "clock": cell.clock,
         "first_call_s": cell.first_call_s,
@@ -126,6 +129,7 @@ def _section(summary: Summary, group: Group) -> str:
         "outcome",
         f"device {times.name}",
         f"submit {times.name}",
+        "bound",
         "speed-up",
         "graph pool",
     )
@@ -143,15 +147,17 @@ def _section(summary: Summary, group: Group) -> str:
             outcome,
             device,
             submit,
+            sentences.bound(cell),
             speedup,
             pool,
         )
 
     means = [
-        ("geomean", mean.mode, mean.tiles or "default", "", "", "", _speedup(mean.speedup), "") for mean in group.means
+        ("geomean", mean.mode, mean.tiles or "default", "", "", "", "", _speedup(mean.speedup), "")
+        for mean in group.means
     ]
     rows = [_markdown_row(each) for each in (header, *(row(cell) for cell in group.cells), *means)]
-    rule = "|---:|---|---|---|---:|---:|---:|---:|"
+    rule = "|---:|---|---|---|---:|---:|---|---:|---:|"
     title = f"### {stamp}{group.preset} {sentences.placed(group.phase, group.context_len)}"
     conditions = sentences.conditions(summary, group.cells)
     return f"{title}\n\n{conditions}\n\n" + "\n".join([rows[0], rule, *rows[1:]])
@@ -187,7 +193,18 @@ def _flat(cell: Cell) -> dict[str, Any]:
 
 _PLAIN = (
     *("key", "preset", "phase", "num_tokens", "context_len", "mode", "tiles", "outcome", "stage", "reason", "notes"),
-    *("emulated", "cache", "clock", "first_call_s", "sm_clock_hz", "power_w", "temperature_c", "clock_events"),
+    *(
+        "emulated",
+        "bound",
+        "unfilled",
+        "cache",
+        "clock",
+        "first_call_s",
+        "sm_clock_hz",
+        "power_w",
+        "temperature_c",
+        "clock_events",
+    ),
     "throttled",
 )
 CSV_HEADER: tuple[str, ...] = (

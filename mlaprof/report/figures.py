@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WIDTH_IN, HEIGHT_IN, DPI = 8.0, 5.2, 200
+TWO_PANELS_IN = 7.4
+LOG_FROM = 8.0  # the spread of ratios from which a linear axis would press the small ones together
 REGISTERS_LIMIT = 255  # a thread, sm_90
 SHARED_LIMIT_BYTES = 232_448  # a block, sm_90: 227 KiB
 
@@ -72,26 +74,54 @@ def latency(summary: Summary, group: Group) -> Figure | None:
             axes.plot(tokens, medians, color=MODE[mode].colour, linestyle=(0, (3, 2)), linewidth=1, zorder=2)
     axes.set_yscale("log")
     _plain_log_ticks(axes)
-    what = "wall time" if summary.device == "cpu" else "device time"
+    what = "wall time" if summary.device == "cpu" else "time" if submit else "device time"
     axes.set_ylabel(f"{what} per step ({unit.name})")
-    _finish(axes, _counts(arms), "host submit time" if submit else "")
+    _finish(axes, _counts(arms), "host submit (markers: device)" if submit else "")
     return figure
 
 
 def speedup(summary: Summary, group: Group) -> Figure | None:
-    """Speed-up over the baseline mode, a line a mode with its interval, and a line at 1.0."""
-    arms = _arms(group, lambda cell: cell.speedup)
-    arms.pop(BASELINE, None)
-    if not arms:
+    """Speed-up over the baseline mode, a line a mode with its interval, and a line at 1.0.
+
+    Of the device time, and in a second panel of the host's submit time; an emulated run has no host apart.
+    """
+    device, submit = _arms(group, lambda cell: cell.speedup), _arms(group, lambda cell: cell.submit_speedup)
+    of = {"device time": device, "host submit time": submit}
+    panels = {what: others for what, arms in of.items() if (others := _without_baseline(arms))}
+    if not panels:
         return None
-    figure, axes = _canvas(summary, group, f"Speed-up over {BASELINE}: {_place(group)}")
+    figure, drawn = _canvas(
+        summary,
+        group,
+        f"Speed-up over {BASELINE}: {_place(group)}",
+        rows=len(panels),
+        height_in=HEIGHT_IN if len(panels) == 1 else TWO_PANELS_IN,
+    )
+    every_axes = [drawn] if len(panels) == 1 else list(drawn)
+    for axes, (what, arms) in zip(every_axes, panels.items(), strict=True):
+        _speedup_panel(axes, "wall time" if summary.device == "cpu" else what, arms)
+        _finish(axes, _counts(arms), "", legend=axes is every_axes[0])
+    for axes in every_axes[:-1]:
+        axes.set_xlabel("")
+    return figure
+
+
+def _without_baseline(arms: dict[Mode, Series]) -> dict[Mode, Series]:
+    return {mode: series for mode, series in arms.items() if mode != BASELINE}
+
+
+def _speedup_panel(axes: Axes, what: str, arms: dict[Mode, Series]) -> None:
     axes.axhline(1.0, color=MODE[BASELINE].colour, linestyle="--", linewidth=1.2, zorder=1, label=BASELINE)
     _lines(axes, arms)
-    axes.set_ylabel("speed-up (above 1 is faster)")
+    axes.set_ylabel(f"speed-up of {what}\n(above 1 is faster)")
+    ratios = [1.0, *(value.median for series in arms.values() for _, value in series if value)]
+    wide = max(ratios) / min(ratios) > LOG_FROM
+    if wide:
+        axes.set_yscale("log")
     bottom, top = axes.get_ylim()
     axes.set_ylim(max(0.0, min(bottom, 0.9)), max(top, 1.1))
-    _finish(axes, _counts(arms), "")
-    return figure
+    if wide:
+        _plain_log_ticks(axes)
 
 
 def memory(summary: Summary, group: Group) -> Figure | None:
@@ -110,6 +140,7 @@ def memory(summary: Summary, group: Group) -> Figure | None:
         rows=2,
         height_in=2.6 + 0.62 * len(stacks),
         timed=False,
+        note="a bar is the sum of its parts, with the graph pool that all sizes need, not a measured peak",
     )
     parts = [(name, *look) for name, look in MEMORY_PARTS.items()] + [("rest", *MEMORY_REST)]
     _bars(axes[0], stacks, parts, "all")
@@ -159,15 +190,23 @@ def _place(group: Group) -> str:
 
 
 def _canvas(
-    summary: Summary, group: Group, title: str, *, rows: int = 1, height_in: float = HEIGHT_IN, timed: bool = True
+    summary: Summary,
+    group: Group,
+    title: str,
+    *,
+    rows: int = 1,
+    height_in: float = HEIGHT_IN,
+    timed: bool = True,
+    note: str = "",
 ) -> tuple[Figure, Any]:
-    """A figure with a title above, and below it the caption that every figure carries."""
+    """A figure with a title above, and below it the caption that every figure carries; `note` is its last line."""
     from matplotlib.figure import Figure as NewFigure
 
     figure = NewFigure(figsize=(WIDTH_IN, height_in), layout="constrained")
     caption = f"{sentences.processor(summary)} | {group.preset} | run {summary.run_id}"
     if timed:
         caption = f"{caption}\n{sentences.conditions(summary, group.cells)}{sentences.left_out(group.cells)}"
+    caption = f"{caption}\n{note}" if note else caption
     stamp = " (emulated on a CPU)" if timed and summary.emulated else ""
     figure.suptitle(title + stamp, x=0.012, ha="left", fontsize=12.5, fontweight="bold")
     figure.supxlabel(caption, x=0.012, ha="left", fontsize=8.5, color="#444444")
@@ -221,8 +260,11 @@ def _lines(axes: Axes, arms: dict[Mode, Series]) -> None:
         axes.vlines(x, low, high, color=look.colour, linewidth=2.5, alpha=0.5, zorder=2)  # a band needs neighbours
 
 
-def _finish(axes: Axes, counts: Sequence[int], dashed: str) -> None:
-    """The token axis, or the modes side by side, and the legend; `dashed` names the dashed lines, if any."""
+def _finish(axes: Axes, counts: Sequence[int], dashed: str, *, legend: bool = True) -> None:
+    """The token axis, or the modes side by side, and the legend; `dashed` names the dashed lines, if any.
+
+    Of several panels with the same lines only one needs the legend.
+    """
     from matplotlib.lines import Line2D
 
     handles, labels = axes.get_legend_handles_labels()
@@ -239,7 +281,7 @@ def _finish(axes: Axes, counts: Sequence[int], dashed: str) -> None:
     if dashed:
         handles.append(Line2D([], [], color="#444444", linestyle=(0, (3, 2)), linewidth=1))
         labels.append(dashed)
-    if handles:
+    if handles and legend:
         axes.legend(
             handles, labels, ncols=3, loc="lower left", bbox_to_anchor=(0, 1.0), borderaxespad=0.2, columnspacing=1.6
         )

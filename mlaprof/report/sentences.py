@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from mlaprof.analysis.summary import NOISY_HALF_WIDTH, Cell, Finding, Summary
 from mlaprof.report.style import STATUS
+from mlaprof.report.units import times
 
 
 def finding(found: Finding, summary: Summary) -> str:
@@ -37,6 +38,16 @@ def finding(found: Finding, summary: Summary) -> str:
             cells_by_key = {cell.key: cell for cell in summary.cells}
             names = sorted({name for key in found.keys for name in cells_by_key[key].clock_events})
             return f"{cells} ran while the GPU slowed its clock ({', '.join(names)}). See `mlaprof doctor`."
+        case "host_bound":
+            ratios = {cell.key: cell.submit_ratio for cell in summary.cells if cell.submit_ratio}
+            worst = max(found.keys, key=lambda key: ratios[key])
+            are = "is" if n == 1 else "are"
+            return (
+                f"{cells} {are} host-bound: to submit a step takes the host up to {times(ratios[worst])} its device "
+                f"time ({worst}). In service the step takes at least its submit time there, so a speed-up of device "
+                "time is not what service sees. Read the speed-up of submit time beside it (`mlaprof plot RUN`, "
+                "`submit_speedup` in JSON), and capture more of the step to submit it faster."
+            )
         case "emulated":
             return (
                 "Capture was emulated on the CPU: correctness carries over to a GPU, times do not. "
@@ -54,6 +65,11 @@ def conditions(summary: Summary, cells: Sequence[Cell]) -> str:
     caches = "+".join(sorted({cell.cache for cell in timed if cell.cache}))
     where = "cache" if summary.device == "cpu" else "L2"
     return f"{caches} {where}, median of n={n}, 95% CI"
+
+
+def bound(cell: Cell) -> str:
+    """`host 7.3x` where submitting takes 7.3 times the device time, `device` where it takes less, else nothing."""
+    return f"host {times(cell.submit_ratio)}" if cell.bound == "host" and cell.submit_ratio else cell.bound or ""
 
 
 def left_out(cells: Sequence[Cell]) -> str:

@@ -65,6 +65,11 @@ def plus_minus(estimate: Estimate, sign: str = "±") -> str:
     return f"{sign}{percent:.0f}%" if percent >= 10 else f"{sign}{percent:.1f}%"
 
 
+def times(ratio: float) -> str:
+    """`7.3x`; whole numbers from 100 up."""
+    return f"{ratio:.0f}x" if ratio >= 99.95 else f"{ratio:.1f}x"
+
+
 def faster(ratio: float) -> str:
     """A speed-up (above 1 is faster) in words: `1.12x faster`, `1.05x slower`, `same` where two digits show none."""
     if ratio <= 0 or not math.isfinite(ratio):

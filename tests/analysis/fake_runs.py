@@ -109,6 +109,7 @@ def ended(at: Point, status: str, reason: str, *, kind: Kind = "timing", stage: 
 
 
 def memory(at: Point, pool_mib: float, *, peak: bool = True) -> Measurement:
+    """peak: the allocator's, as on a GPU; otherwise the resident peak of the process, as on a CPU."""
     parts = {
         "weights_bytes": 150 * MIB,
         "caches_bytes": 80 * MIB,
@@ -124,6 +125,7 @@ def memory(at: Point, pool_mib: float, *, peak: bool = True) -> Measurement:
         memory=MemoryUse(
             **parts,
             allocator_peak_bytes=sum(parts.values()) + int(at.num_tokens * 9000) if peak else None,
+            host_peak_bytes=None if peak else 700 * MIB,
             nvml_process_bytes=900 * MIB if peak else None,
         ),
     )

@@ -126,6 +126,73 @@ def test_a_speed_up_never_crosses_cells(fake_runs: ModuleType) -> None:
     assert [cell.speedup for cell in summarize(fake_runs.make_run(rows)).cells[1:]] == [None, None, None]
 
 
+@pytest.mark.parametrize(
+    ("device_s", "submit_s", "changes", "bound"),
+    [
+        pytest.param(1e-4, 7.3e-4, {}, "host", id="host slower"),
+        pytest.param(1e-4, 2e-5, {}, "device", id="host faster"),
+        pytest.param(1e-4, 1e-4, {}, "device", id="a tie"),
+        pytest.param(1e-4, 7.3e-4, {"emulated": True}, None, id="emulated"),
+        pytest.param(1e-4, 7.3e-4, {"unfilled": 50}, None, id="the step waits for the device itself"),
+        pytest.param(1e-4, 7.3e-4, {"unfilled": 2}, "host", id="two hiccups of the host"),
+        pytest.param(1e-4, 7.3e-4, {"submit_s": ()}, None, id="no submit time"),
+        pytest.param(0.0, 7.3e-4, {}, None, id="unresolved"),
+    ],
+)
+def test_a_cell_is_bound_by_the_slower_of_host_and_device(
+    fake_runs: ModuleType, device_s: float, submit_s: float, changes: dict, bound: str | None
+) -> None:
+    """Only where the two clocks measured different things."""
+    summary = summarize(fake_runs.make_run([fake_runs.timing(fake_runs.point(), device_s, submit_s, **changes)]))
+    cell = only(summary)
+    assert cell.bound == bound
+    assert cell.submit_ratio == (None if bound is None else pytest.approx(submit_s / device_s, rel=1e-6))
+    assert ("host_bound" in {finding.kind for finding in summary.findings}) == (bound == "host")
+
+
+def test_a_cell_without_a_latency_has_no_bound(fake_runs: ModuleType) -> None:
+    at = fake_runs.point()
+    bad = fake_runs.ended(at, "incorrect", "differs").model_copy(
+        update={"timing": fake_runs.timing(at, 1e-4, 1e-3).timing}
+    )
+    summary = summarize(fake_runs.make_run([bad]))
+    assert only(summary).bound is only(summary).submit_ratio is only(summary).submit_speedup is None
+    assert {finding.kind for finding in summary.findings} == {"incorrect"}
+
+
+def test_the_speed_up_of_submit_time_is_its_own_number(fake_runs: ModuleType) -> None:
+    """Device and submit time are compared with the baseline apart, each with its own interval."""
+    rows = [
+        fake_runs.timing(fake_runs.point("monolithic_eager"), 300e-6, 600e-6),
+        fake_runs.timing(fake_runs.point("full"), 200e-6, 20e-6),
+    ]
+    baseline, full = summarize(fake_runs.make_run(rows)).cells
+    assert baseline.submit_speedup and (baseline.submit_speedup.ci_low, baseline.submit_speedup.ci_high) == (1.0, 1.0)
+    assert full.submit_s and full.submit_s.median == pytest.approx(20e-6, rel=1e-6)
+    assert full.submit_speedup and full.submit_speedup.median == pytest.approx(30.0, rel=1e-6)
+    assert full.submit_speedup.ci_low < 30.0 < full.submit_speedup.ci_high
+    assert full.speedup and full.speedup.median == pytest.approx(1.5, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("baseline", "emulated"),
+    [
+        pytest.param({}, True, id="emulated"),
+        pytest.param({"cache": "warm"}, False, id="another cache state"),
+        pytest.param({"submit_s": ()}, False, id="no submit time"),
+        pytest.param({"submit_s": (0.0,) * 50}, False, id="unresolved"),
+    ],
+)
+def test_there_is_no_speed_up_of_submit_times_that_do_not_compare(
+    fake_runs: ModuleType, baseline: dict, emulated: bool
+) -> None:
+    rows = [
+        fake_runs.timing(fake_runs.point("monolithic_eager"), 300e-6, emulated=emulated, **baseline),
+        fake_runs.timing(fake_runs.point("full"), 200e-6, emulated=emulated),
+    ]
+    assert summarize(fake_runs.make_run(rows)).cells[1].submit_speedup is None
+
+
 def test_the_geometric_mean_of_a_mode_is_over_its_token_counts(fake_runs: ModuleType) -> None:
     rows = []
     for tokens, factor in ((1, 2.0), (8, 4.0), (64, 1.0)):

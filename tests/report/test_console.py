@@ -33,6 +33,46 @@ def test_a_wide_table_shows_every_column_and_the_mean_last(h100: Summary, printe
     assert "too narrow" not in out
 
 
+def test_the_bound_stands_beside_the_submit_time(h100: Summary, printed: Printed) -> None:
+    """Device and submit time of monolithic_eager at 64 tokens are 142.8 and 610.1 us."""
+    console, text = printed(160)
+    print_summary(h100, console)
+    lines = text().splitlines()
+    (header,) = [line for line in lines if "submit us" in line]
+    assert header.split("submit us")[1].split()[0] == "bound"
+    at_64 = next(row for row, line in enumerate(lines) if line.split()[:2] == ["64", "monolithic_eager"])
+    assert " 610.1  host 4.3x " in lines[at_64]
+    (full,) = [line for line in lines[at_64:] if line.split()[:1] == ["full"]][:1]
+    assert " 21.06  device " in full
+
+
+def test_the_warning_of_host_bound_cells_says_how_many_how_far_and_what_next(
+    h100: Summary, printed: Printed, fake_runs: ModuleType
+) -> None:
+    """At 1 and 64 tokens every mode but full, at 4096 none; split_eager at one token is the furthest."""
+    console, text = printed(1000)
+    print_summary(h100, console)
+    (warning,) = [line for line in text().splitlines() if "host-bound" in line]
+    machine = fake_runs.h100()
+    furthest = machine.submit_s("split_eager", 1) / machine.device_s("split_eager", 1)
+    assert warning.startswith("warning: 8 cells are host-bound")
+    assert f"up to {furthest:.1f}x its device time (v3.2-tp8/prefill/t1/ctx0/split_eager)" in warning
+    assert "at least its submit time" in warning and "mlaprof plot RUN" in warning
+    assert warning.rstrip().endswith("capture more of the step to submit it faster.")
+
+
+def test_one_host_bound_cell_is_singular(fake_runs: ModuleType, printed: Printed) -> None:
+    console, text = printed(1000)
+    print_summary(summarize(fake_runs.make_run([fake_runs.timing(fake_runs.point(), 1e-5, 1e-3)])), console)
+    assert "warning: 1 cell is host-bound" in text() and "host 100x" in text()
+
+
+def test_an_emulated_run_has_no_bound(fake_runs: ModuleType, printed: Printed) -> None:
+    console, text = printed(160)
+    print_summary(summarize(fake_runs.make_run(fake_runs.sweep(fake_runs.laptop()), device="cpu")), console)
+    assert "submit" in text() and "bound" not in text()
+
+
 @pytest.mark.parametrize("width", [80, 60, 40])
 def test_a_narrow_terminal_loses_whole_columns_and_says_which(h100: Summary, printed: Printed, width: int) -> None:
     """No line is longer than the terminal, no mode's name is cut, and memory keeps a table."""
@@ -44,6 +84,7 @@ def test_a_narrow_terminal_loses_whole_columns_and_says_which(h100: Summary, pri
     if width == 80:
         assert any("monolithic_piecewise" in line and "ok" in line and "faster" in line for line in lines)
         assert any(line.startswith("Memory at the largest size") for line in lines)
+        assert any("monolithic_eager" in line and "host 4.3x" in line for line in lines)  # goes after submit
 
 
 def test_an_ascii_terminal_gets_ascii(h100: Summary, printed: Printed) -> None:

@@ -8,8 +8,8 @@ from types import ModuleType
 import pytest
 
 from mlaprof.analysis.summary import Summary, summarize
-from mlaprof.records import Check
-from mlaprof.report.export import summary_json, to_csv, to_json, to_markdown
+from mlaprof.records import Check, MemoryUse
+from mlaprof.report.export import MEMORY, summary_json, to_csv, to_json, to_markdown
 
 
 @pytest.fixture
@@ -48,6 +48,9 @@ def test_json_is_one_object_a_cell_with_every_promised_field(mixed: Summary) -> 
     assert full["device_s"]["median"] == pytest.approx(100e-6, rel=1e-6)
     assert full["device_s"]["ci_low"] <= full["device_s"]["median"] <= full["device_s"]["ci_high"]
     assert full["speedup"]["median"] == pytest.approx(3.0, rel=1e-6)
+    assert full["submit_speedup"]["median"] == pytest.approx(30.0, rel=1e-6)
+    assert [cell["bound"] for cell in cells] == ["host", "device", None, None, None, None]
+    assert cells[0]["unfilled"] == 0
     assert full["memory"]["graph_pool_bytes"] == 12 * 2**20
     assert full["emulated"] is False
     assert full["graph"]["graph_nodes"] == 30
@@ -62,18 +65,29 @@ def test_csv_is_a_row_a_cell_and_survives_hostile_reasons(mixed: Summary) -> Non
     assert [row["key"] for row in rows] == [cell.key for cell in mixed.cells]
     assert float(rows[1]["device_s_median"]) == pytest.approx(100e-6, rel=1e-6)
     assert rows[1]["graph_pool_bytes"] == str(12 * 2**20)
+    assert float(rows[1]["submit_speedup_median"]) == pytest.approx(30.0, rel=1e-6)
+    assert [row["bound"] for row in rows] == ["host", "device", "", "", "", ""]
     assert rows[1]["checks_passed"] == "True" and rows[4]["checks_passed"] == "False"
     assert rows[4]["device_s_median"] == rows[5]["device_s_median"] == ""
     assert rows[4]["reason"] == 'a "b" | c, [3]\nd'
     assert None not in rows[4] and None not in rows[4].values()
 
 
+def test_every_kind_of_memory_has_a_column(fake_runs: ModuleType) -> None:
+    """The resident peak of a CPU worker too."""
+    assert set(MEMORY) == set(MemoryUse.model_fields)
+    run = fake_runs.make_run([fake_runs.memory(fake_runs.point(), 1.0, peak=False)], device="cpu")
+    (row,) = csv.DictReader(io.StringIO(to_csv(summarize(run))))
+    assert (row["host_peak_bytes"], row["allocator_peak_bytes"]) == (str(700 * 2**20), "")
+
+
 def test_markdown_tables_keep_their_columns(mixed: Summary) -> None:
     """A bar or a line break in a reason splits no row."""
     text = to_markdown(mixed)
     rows = [line.replace("\\|", "") for line in text.splitlines() if line.startswith("|")]
-    assert {row.count("|") for row in rows} == {9}
+    assert {row.count("|") for row in rows} == {10}
     assert "| 64 | full | default | ok | 100.0" in text
+    assert "| 600.0 | host 2.0x | baseline |" in text and "| 20.00 | device | 3.00x faster" in text
     assert "3.00x faster" in text and "| geomean | full |" in text
     assert 'INCORRECT: a "b" \\| c, [3] d' in text
     assert "NVIDIA H100 80GB HBM3" in text and "`mlaprof sweep configs/fake.yaml`" in text

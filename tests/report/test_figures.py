@@ -30,9 +30,9 @@ def h100(fake_runs: ModuleType) -> tuple[Any, Summary, Group]:
     return run, summary, groups(summary)[0]
 
 
-def line(figure: Figure | None, label: str) -> Any:
+def line(figure: Figure | None, label: str, panel: int = 0) -> Any:
     assert figure
-    return next(each for each in figure.axes[0].get_lines() if each.get_label() == label)
+    return next(each for each in figure.axes[panel].get_lines() if each.get_label() == label)
 
 
 def texts(figure: Figure | None) -> str:
@@ -51,7 +51,8 @@ def test_latency_draws_the_medians_of_every_mode(h100: Any, fake_runs: ModuleTyp
         assert drawn.get_color() == MODE[mode].colour
     axes = figure.axes[0]
     assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
-    assert axes.get_ylabel() == "device time per step (us)"
+    assert axes.get_ylabel() == "time per step (us)"
+    assert "host submit (markers: device)" in texts(figure)
     dashed = [each for each in axes.get_lines() if each.get_marker() == "None"]
     assert len(dashed) == len(MODES)  # submit times
     assert sorted(each.get_ydata()[0] for each in dashed) == pytest.approx([21, 150, 330, 610, 640], rel=1e-3)
@@ -83,6 +84,7 @@ def test_every_figure_is_captioned(h100: Any) -> None:
             assert fact in text
         assert "full" in text and "emulated" not in text
     text = texts(memory(summary, group))
+    assert "not a measured peak" in text  # the pool of all sizes stands beside the rest at the largest
     assert "NVIDIA H100 80GB HBM3" in text and "20260102-030405-fake" in text
 
 
@@ -96,6 +98,51 @@ def test_speed_up_has_a_line_at_one_and_leaves_the_baseline_out(h100: Any, fake_
     assert list(line(figure, "monolithic_eager").get_ydata()) == [1.0, 1.0]
     bottom, top = figure.axes[0].get_ylim()
     assert bottom <= 0.9 and top >= 1.1
+    assert figure.axes[0].get_yscale() == "linear"
+
+
+def test_below_it_stands_the_speed_up_of_submit_time(h100: Any, fake_runs: ModuleType) -> None:
+    """On a log axis, as `full` submits 29 times as fast as the baseline and split_eager slower than it."""
+    _, summary, group = h100
+    figure = speedup(summary, group)
+    machine = fake_runs.h100()
+    for mode in MODES[1:]:
+        expected = [machine.submit_s("monolithic_eager", n) / machine.submit_s(mode, n) for n in (1, 16, 256)]
+        assert np.asarray(line(figure, mode, 1).get_ydata()) == pytest.approx(expected, rel=1e-5)
+    assert list(line(figure, "monolithic_eager", 1).get_ydata()) == [1.0, 1.0]
+    device, submit = figure.axes
+    assert submit.get_yscale() == "log"
+    bottom, top = submit.get_ylim()
+    assert bottom <= 0.9 and top >= 29
+    assert "device time" in device.get_ylabel() and "host submit time" in submit.get_ylabel()
+
+
+def test_two_panels_share_one_legend_and_one_caption(h100: Any) -> None:
+    _, summary, group = h100
+    figure = speedup(summary, group)
+    device, submit = figure.axes
+    assert device.get_legend() and submit.get_legend() is None
+    assert (device.get_xlabel(), submit.get_xlabel()) == ("", "tokens per step")
+    assert texts(figure).count("NVIDIA H100") == 1
+
+
+def test_submit_times_near_the_baseline_stay_on_a_linear_axis(fake_runs: ModuleType) -> None:
+    rows = [
+        fake_runs.timing(fake_runs.point(mode, tokens), 1e-4, submit_s)
+        for tokens in (1, 64)
+        for mode, submit_s in (("monolithic_eager", 6e-4), ("full", 1e-4))
+    ]
+    summary = summarize(fake_runs.make_run(rows))
+    figure = speedup(summary, groups(summary)[0])
+    assert list(line(figure, "full", 1).get_ydata()) == pytest.approx([6.0, 6.0], rel=1e-6)
+    assert figure.axes[1].get_yscale() == "linear"
+
+
+def test_an_emulated_speed_up_has_one_panel(fake_runs: ModuleType) -> None:
+    summary = summarize(fake_runs.make_run(fake_runs.sweep(fake_runs.laptop()), device="cpu"))
+    figure = speedup(summary, groups(summary)[0])
+    (axes,) = figure.axes
+    assert "wall time" in axes.get_ylabel() and axes.get_xlabel() == "tokens per step"
 
 
 def test_a_cell_without_a_time_breaks_its_line_and_is_counted(fake_runs: ModuleType) -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from mlaprof.analysis.stats import Estimate
-from mlaprof.report.units import change, faster, plus_minus, seconds, significant, size, size_unit, time_unit
+from mlaprof.report.units import change, faster, plus_minus, seconds, significant, size, size_unit, time_unit, times
 
 
 @pytest.mark.parametrize(
@@ -28,6 +28,14 @@ def test_seconds_read_in_their_own_unit(value: float, text: str) -> None:
 )
 def test_sizes_read_in_binary_units(value: int, text: str) -> None:
     assert size(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(1.004, "1.0x"), (7.33, "7.3x"), (99.94, "99.9x"), (99.96, "100x"), (146.4, "146x")],
+)
+def test_multiples_are_short(value: float, text: str) -> None:
+    assert times(value) == text
 
 
 def test_a_table_has_one_unit_from_all_its_medians() -> None:
