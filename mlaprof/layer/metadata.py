@@ -168,7 +168,7 @@ class AttnMetadata:
         self._fill_dense_topk()
 
     def on_update_kv_lens(self) -> None:
-        """Re-derive positions and slots of the generation tokens from kv_lens on the device.
+        """Re-derive positions, slots and the dense table of the generation tokens from kv_lens on the device.
 
         The formulas are those of prepare(); nothing is read back, nothing re-allocated in the buffers, so it may run
         inside a capture.
@@ -185,6 +185,7 @@ class AttnMetadata:
         self.slot_mapping_scale[start:].copy_(scale)
         rows = cache.latent_slot_rows(block_id.clamp_min(0), in_block, self.caches.stride_factor)
         self.latent_rows[start:].copy_(rows)
+        self._fill_dense_topk()
 
     def _check(self, batch: Batch) -> None:
         limits = self.limits

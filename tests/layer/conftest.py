@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mlaprof.layer import inputs
 from mlaprof.layer.batch import Batch, Request, place
@@ -16,6 +18,7 @@ from mlaprof.layer.cache import allocate
 from mlaprof.layer.context import ForwardContext
 from mlaprof.layer.metadata import AttnMetadata, MetadataLimits
 from mlaprof.layer.mla import MLA, Form
+from mlaprof.layer.ops import ATTN, MONOLITH, PROJ
 from mlaprof.layer.stack import Stack
 from mlaprof.layer.tiling import layer_tiles
 from mlaprof.layer.weights import random_weights
@@ -125,6 +128,45 @@ class Bench:
     def forward(self, hidden: Tensor, positions: Tensor, *, form: Form = "split", compiled: bool = False) -> Tensor:
         with self.context(compiled=compiled, form=form):
             return self.stack(form)(hidden, positions)
+
+
+class OpSpy(TorchDispatchMode):
+    """mlaprof's ops in the order they begin, with arguments and results; looks into the layer's own ops, too.
+
+    Tensors among the arguments are those of the call: clone what a later call overwrites.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[str, tuple[Any, ...], Any]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._schema.name
+        if not name.startswith("mlaprof::"):
+            return func(*args, **(kwargs or {}))
+        place = len(self.calls)
+        self.calls.append((name, args, None))
+        if name in (PROJ, ATTN, MONOLITH):
+            with self:
+                result = func._op_dk(torch._C.DispatchKey.CPU, *args, **(kwargs or {}))
+        else:
+            result = func(*args, **(kwargs or {}))
+        self.calls[place] = (name, args, result)
+        return result
+
+    @property
+    def names(self) -> list[str]:
+        """Without the namespace."""
+        return [name.removeprefix("mlaprof::") for name, _, _ in self.calls]
+
+    def of(self, name: str) -> list[tuple[tuple[Any, ...], Any]]:
+        """(arguments, result) of every call of one op."""
+        return [(args, result) for seen, args, result in self.calls if seen == f"mlaprof::{name}"]
+
+
+@pytest.fixture
+def spy() -> OpSpy:
+    return OpSpy()
 
 
 @pytest.fixture(autouse=True)

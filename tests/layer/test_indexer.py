@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from mlaprof.kernels import reference as kernel_reference
 from mlaprof.layer import indexer as indexer_module
@@ -20,26 +19,6 @@ from mlaprof.layer.indexer import Indexer, select_topk
 from mlaprof.layer.mla import MLA
 from mlaprof.layer.ops import OPS
 from mlaprof.shapes import PRESETS
-
-KERNEL_OPS = ("update_index_cache", "gather_index_cache", "index_logits", "paged_index_logits")
-
-
-class Calls(TorchDispatchMode):
-    """Names, arguments and results of mlaprof's ops, in order."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[tuple[str, tuple[Any, ...], Any]] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if func._schema.name.startswith("mlaprof::"):
-            self.seen.append((func._schema.name.removeprefix("mlaprof::"), args, result))
-        return result
-
-    @property
-    def names(self) -> list[str]:
-        return [name for name, _, _ in self.seen]
 
 
 def indexer_parts(bench: Any, hidden: Tensor, positions: Tensor) -> list[Tensor]:
@@ -61,28 +40,31 @@ def select(bench: Any, parts: list[Tensor], **changes: Any) -> Tensor:
         ([(5, 90)], [(1, 130)], ["gather_index_cache", "index_logits", "paged_index_logits"]),
     ],
 )
-def test_a11_the_k_cache_is_updated_first_and_once_for_the_whole_batch(bench, contexts, generations, after):
+def test_a11_the_k_cache_is_updated_first_and_once_for_the_whole_batch(bench, spy, contexts, generations, after):
     """Before any gather or logits, in Op 2, never in Op 1; contexts and generations in one call."""
     batch = bench.batch(contexts, generations)
     hidden, positions = bench.load(batch, rows=90)
-    with Calls() as op1:
-        parts = indexer_parts(bench, hidden, positions)
-    assert set(op1.names) == {"act_quant"}
-    with Calls() as op2:
-        select(bench, [part[: batch.num_tokens] for part in parts])
-    assert op2.names == ["update_index_cache", *after]
-    _, (k_fp8, *_), _ = op2.seen[0]
+    with spy, bench.context():
+        output = hidden.new_empty((len(hidden), bench.shape.num_heads * bench.shape.v_head_dim))
+        parts = OPS.mla_dsa_proj(hidden, positions, "0")
+        OPS.mla_dsa_attn_inplace(*parts[:4], parts[4:], positions, "0", output)
+    op2 = spy.names.index("mla_dsa_attn_inplace")
+    assert set(spy.names[:op2]) == {"mla_dsa_proj", "act_quant"}
+    attention = ("convert_indices", "sparse_attn")
+    assert [name for name in spy.names[op2 + 1 :] if name not in attention] == ["update_index_cache", *after]
+    assert spy.names[op2 + 1] == "update_index_cache"
+    [((k_fp8, *_), _)] = spy.of("update_index_cache")
     assert len(k_fp8) == batch.num_tokens
 
 
-def test_a11_chunks_see_the_keys_of_this_very_step(bench):
+def test_a11_chunks_see_the_keys_of_this_very_step(bench, spy):
     """What the gather returns for the new tokens is what Op 1 quantised, behind what the cache held."""
     batch = bench.batch([(5, 90)])
     hidden, positions = bench.load(batch)
     parts = indexer_parts(bench, hidden, positions)
-    with Calls() as calls:
+    with spy:
         select(bench, parts)
-    [(k, scale)] = [result for name, _, result in calls.seen if name == "gather_index_cache"]
+    [(_, (k, scale))] = spy.of("gather_index_cache")
     assert torch.equal(parts[1].view(torch.uint8), k[90:].view(torch.uint8))
     assert torch.equal(parts[2], scale[90:])
     assert k.shape == (95, 128) and scale.shape == (95, 1)
@@ -119,15 +101,15 @@ def test_a12_the_restored_assertion_stands_at_the_top(bench, monkeypatch):
         assert torch.equal(before, bench.caches.index_k[0])
 
 
-def test_a12_without_a_cache_manager_the_assertion_is_waived(bench, monkeypatch):
+def test_a12_without_a_cache_manager_the_assertion_is_waived(bench, spy, monkeypatch):
     """No cache, no rule: an uncached prefill selects the same rows and updates nothing."""
     hidden, positions = bench.load(bench.batch([(90, 0)]))
     parts = indexer_parts(bench, hidden, positions)
     want = select(bench, parts)
     monkeypatch.setattr(bench.attn.indexer, "quant_block_size", 64)
-    with Calls() as calls:
+    with spy:
         assert torch.equal(want, select(bench, parts, index_k_cache=None))
-    assert calls.names == ["index_logits"]
+    assert spy.names == ["index_logits"]
 
 
 @pytest.mark.parametrize("contexts,generations,name", [([(5, 90)], [], "chunked prefill"), ([], [(1, 90)], "decode")])
@@ -190,7 +172,7 @@ def test_a18_topk_is_request_local_int32_with_minus_one_in_empty_slots(bench, co
     for row, position in zip(topk.tolist(), positions.tolist(), strict=True):
         picked = [each for each in row if each != -1]
         assert len(set(picked)) == len(picked) == min(position + 1, bench.shape.index_topk)
-        assert 0 <= min(picked) and max(picked) <= position
+        assert min(picked) >= 0 and max(picked) <= position
 
 
 def test_a18_selected_positions_become_pool_rows(bench):
@@ -223,12 +205,12 @@ def test_a18_stale_minus_one_in_the_middle_of_a_row_is_ignored(bench):
 
 
 @pytest.mark.parametrize("next_n", [1, 2, 4])
-def test_a19_decode_scores_through_the_page_table_at_full_width(bench, next_n):
+def test_a19_decode_scores_through_the_page_table_at_full_width(bench, spy, next_n):
     """q is viewed [requests, next_n, ...]; the logits are max_seq_len wide, however short the sequences."""
     hidden, positions = bench.load(bench.batch((), [(next_n, 66), (next_n, 130)]))
-    with Calls() as calls:
+    with spy:
         select(bench, indexer_parts(bench, hidden, positions))
-    [(args, logits)] = [(args, out) for name, args, out in calls.seen if name == "paged_index_logits"]
+    [(args, logits)] = spy.of("paged_index_logits")
     assert args[0].shape == (2, next_n, bench.shape.index_n_heads, 128)
     assert logits.shape == (2 * next_n, bench.metadata.limits.max_seq_len)
     assert args[3].tolist() == [66 + next_n, 130 + next_n]
@@ -255,7 +237,7 @@ def test_chunked_selection_equals_a_single_pass(make_bench, shapes, chunk):
     assert torch.equal(*scores)
 
 
-def test_short_sequences_may_skip_the_indexer(make_bench, shapes):
+def test_short_sequences_may_skip_the_indexer(make_bench, shapes, spy):
     """While everything fits in index_topk the dense table stands in for logits and top-k: same sets, but the keys are
     cached all the same. At one token more it no longer does."""
     results = {}
@@ -264,17 +246,18 @@ def test_short_sequences_may_skip_the_indexer(make_bench, shapes):
         for contexts, generations in (([(64, 0), (4, 60)], []), ([], [(2, 62)]), ([(9, 0)], [(1, 63)])):
             hidden, positions = bench.load(bench.batch(contexts, generations))
             parts = indexer_parts(bench, hidden, positions)
-            with Calls() as calls:
+            spy.calls.clear()
+            with spy:
                 topk = select(bench, parts)
-            assert ("update_index_cache" in calls.names) and (len(calls.names) == 1) == skip
+            assert "update_index_cache" in spy.names and (len(spy.names) == 1) == skip
             key = (tuple(contexts), tuple(generations))
             assert torch.equal(results.setdefault(key, topk.sort(-1).values), topk.sort(-1).values)
     bench = make_bench(shapes["glm-like"])
     for contexts, generations in (([(65, 0)], []), ([], [(1, 64)])):
         hidden, positions = bench.load(bench.batch(contexts, generations))
-        with Calls() as calls:
+        with spy:
             select(bench, indexer_parts(bench, hidden, positions))
-        assert calls.names[-1].endswith("index_logits")
+        assert spy.names[-1].endswith("index_logits")
 
 
 @pytest.mark.parametrize("width", [1, 5, 64])
