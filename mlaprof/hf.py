@@ -1,4 +1,4 @@
-"""Hugging Face files: config.json as a LayerShape, and whether a checkpoint is there and readable. No torch.
+"""A Hugging Face config.json as a LayerShape. No torch.
 
 Field names of DeepseekV32ForCausalLM and GlmMoeDsaForCausalLM; also older MLA configurations without an indexer.
 """
@@ -17,7 +17,6 @@ MLA_LITE = "null means MLA-lite, which is not supported: upstream's split has no
 INDEXER_ROPE_INTERLEAVE = {"deepseek_v32": False, "glm_moe_dsa": True}  # where config.json does not say
 PLAIN_MLA = ("deepseek_v2", "deepseek_v3")
 MAX_CONFIG_BYTES = 1 << 20
-MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
 
 _HF_NAME = {
     "num_heads": "num_attention_heads",
@@ -190,57 +189,3 @@ def _rope(config: _Config) -> RopeShape:
         beta_fast=config.number("beta_fast", merged, default=32.0),
         beta_slow=config.number("beta_slow", merged, default=1.0),
     )
-
-
-def checkpoint_problem(path: Path, layer: int) -> tuple[str, str] | None:
-    """(what is wrong, remedy) when a safetensors file, or a folder of them, does not hold the layer's attention.
-
-    Reads headers only. A folder needs its model.safetensors.index.json, or a single file.
-    """
-    prefix = f"model.layers.{layer}.self_attn."
-    try:
-        files = _files_of(path, prefix)
-        missing = [file for file in files if not any(name.startswith(prefix) for name in _tensor_names(file))]
-    except OSError as error:
-        shown = error.filename or path
-        return f"{shown} cannot be read: {error.strerror or error}", "give a .safetensors file or its folder"
-    except ValueError as error:
-        return str(error), "give a complete .safetensors file or the folder of a Hugging Face checkpoint"
-    if missing or not files:
-        return f"{missing[0] if missing else path} has no tensor {prefix}*", "choose another layer"
-    return None
-
-
-def _files_of(path: Path, prefix: str) -> list[Path]:
-    """The files that hold tensors of a prefix, as far as names tell. Raises ValueError where that is undecided."""
-    if not path.is_dir():
-        return [path]
-    index = path / "model.safetensors.index.json"
-    if not index.exists():
-        files = sorted(path.glob("*.safetensors"))
-        if len(files) == 1:
-            return files
-        count = f"{len(files)} *.safetensors and no {index.name}" if files else "no *.safetensors"
-        raise ValueError(f"{path} holds {count}")
-    try:
-        names = json.loads(index.read_bytes())["weight_map"]
-        return sorted({path / str(file) for name, file in names.items() if name.startswith(prefix)})
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{index} is not a weight index") from error
-
-
-def _tensor_names(file: Path) -> list[str]:
-    """Names in a safetensors header: 8 bytes of little-endian length, then JSON. Raises ValueError on other files."""
-    with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        available = file.stat().st_size - 8
-        if not 2 <= length <= min(available, MAX_HEADER_BYTES):
-            raise ValueError(f"{file} is not a safetensors file, or is cut short")
-        try:
-            header = json.loads(stream.read(length))
-            ends = [int(each["data_offsets"][1]) for name, each in header.items() if name != "__metadata__"]
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-            raise ValueError(f"{file} has no safetensors header") from error
-    if max(ends, default=0) > available - length:
-        raise ValueError(f"{file} is cut short: tensors lie beyond its end")
-    return list(header)

@@ -6,8 +6,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from mlaprof import hf
 from mlaprof.axes import AXES, combinations
+from mlaprof.checkpoint import checkpoint_problem
 from mlaprof.draft import Draft, did_you_mean
 from mlaprof.kernels.tiles import KERNELS, complete, illegal
 from mlaprof.shapes import problems
@@ -122,5 +122,7 @@ def _check_weights(draft: Draft, study: Study) -> None:
         return
     if "seed" in written:
         draft.complain(("weights", "seed"), "stands beside safetensors", "keep one of them")
-    if problem := hf.checkpoint_problem(Path(weights.safetensors), weights.layer):
+    layers = range(weights.layer, weights.layer + study.layer.num_layers)
+    mlp = study.layer.mlp == "dense"
+    if problem := checkpoint_problem(Path(weights.safetensors), layers, study.layer.shape, mlp=mlp):
         draft.complain(("weights", "safetensors"), *problem)

@@ -32,6 +32,7 @@ FLOORS = {
     "mlaprof.draft": 1,
     "mlaprof.axes": 1,
     "mlaprof.hf": 1,
+    "mlaprof.checkpoint": 1,
     "mlaprof.legality": 1,
     "mlaprof.config": 1,
     "mlaprof.layer": 1,

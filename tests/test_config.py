@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import struct
 import subprocess
 import sys
@@ -16,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mlaprof import hf
+from mlaprof.checkpoint import checkpoint_problem, weight_shapes
 from mlaprof.config import load_study, resolved_yaml, study_from_resolved
 from mlaprof.errors import ConfigError
 from mlaprof.plan import expand
@@ -662,31 +665,35 @@ def test_config_json_that_is_none(tmp_path: Path, content: bytes) -> None:
 # Checkpoints
 
 
-def safetensors(path: Path, names: list[str], *, missing_bytes: int = 0) -> Path:
-    """A file of 4-byte tensors, written by hand."""
-    header = {
-        name: {"dtype": "F32", "shape": [1], "data_offsets": [4 * place, 4 * place + 4]}
-        for place, name in enumerate(names)
-    }
+def safetensors(path: Path, *layers: int, missing_bytes: int = 0) -> Path:
+    """The header of decoder layers of the tiny preset, with a dense MLP, and a hole in place of their bf16 tensors."""
+    header, end = {}, 0
+    for layer in layers:
+        for name, size in weight_shapes(PRESETS["tiny"], mlp=True).items():
+            begin, end = end, end + 2 * math.prod(size)
+            header[f"model.layers.{layer}.{name}"] = {"dtype": "BF16", "shape": size, "data_offsets": [begin, end]}
     text = json.dumps(header).encode()
-    path.write_bytes(struct.pack("<Q", len(text)) + text + b"\0" * (4 * len(names) - missing_bytes))
+    path.write_bytes(struct.pack("<Q", len(text)) + text)
+    os.truncate(path, 8 + len(text) + end - missing_bytes)
     return path
 
 
-Q_A = "model.layers.{}.self_attn.q_a_proj.weight"
+Q_A = "model.layers.3.self_attn.q_a_proj.weight"
 
 
 def test_checkpoint_file_or_folder_is_accepted(load: Load, tmp_path: Path) -> None:
     """A file, a folder of one file, a folder with an index; the path is absolute in the Study."""
     folder = tmp_path / "model"
     folder.mkdir()
-    file = safetensors(folder / "a.safetensors", [Q_A.format(3)])
+    file = safetensors(folder / "a.safetensors", 3)
     for path in ("model", "model/a.safetensors"):
         study = load(GOOD + f"weights: {{safetensors: {path}, layer: 3}}\n")
         assert (str(tmp_path / path), 3) == (study.layer.weights.safetensors, study.layer.weights.layer)
-    safetensors(folder / "b.safetensors", [Q_A.format(4)])
-    write_json(folder / "model.safetensors.index.json", {"weight_map": {Q_A.format(3): file.name, Q_A.format(4): "c"}})
-    assert hf.checkpoint_problem(folder, 3) is None
+    safetensors(folder / "b.safetensors", 4)
+    names = [f"model.layers.3.{name}" for name in weight_shapes(PRESETS["tiny"], mlp=True)]
+    places = dict.fromkeys(names, file.name) | {"model.layers.4.input_layernorm.weight": "gone"}
+    write_json(folder / "model.safetensors.index.json", {"weight_map": places})
+    assert checkpoint_problem(folder, [3], PRESETS["tiny"], mlp=True) is None
 
 
 @pytest.mark.parametrize(
@@ -698,13 +705,13 @@ def test_checkpoint_file_or_folder_is_accepted(load: Load, tmp_path: Path) -> No
         (lambda path: path.write_bytes(b"\xff" * 100), "is not a safetensors file"),
         (lambda path: path.write_bytes(struct.pack("<Q", 4) + b"nope"), "has no safetensors header"),
         (lambda path: path.write_bytes(struct.pack("<Q", 8) + b'{"a": 1}'), "has no safetensors header"),
-        (lambda path: safetensors(path, [Q_A.format(3)], missing_bytes=1), "is cut short"),
-        (lambda path: safetensors(path, [Q_A.format(30)]), "has no tensor model.layers.3.self_attn.*"),
+        (lambda path: safetensors(path, 3, missing_bytes=1), "is cut short"),
+        (lambda path: safetensors(path, 30), f"has no tensor {Q_A}"),
         (
             lambda path: (
                 path.mkdir(),
-                safetensors(path / "a.safetensors", []),
-                safetensors(path / "b.safetensors", []),
+                safetensors(path / "a.safetensors"),
+                safetensors(path / "b.safetensors"),
             ),
             "holds 2 *.safetensors and no model.safetensors.index.json",
         ),
@@ -712,7 +719,7 @@ def test_checkpoint_file_or_folder_is_accepted(load: Load, tmp_path: Path) -> No
         (
             lambda path: (
                 path.mkdir(),
-                write_json(path / "model.safetensors.index.json", {"weight_map": {Q_A.format(3): "gone"}}),
+                write_json(path / "model.safetensors.index.json", {"weight_map": {Q_A: "gone"}}),
             ),
             "cannot be read: No such file",
         ),
@@ -727,12 +734,32 @@ def test_bad_checkpoint(load: Load, tmp_path: Path, make: Callable[[Path], Any],
     assert wrong in error.message
 
 
+def test_a_checkpoint_serves_every_rank_and_every_layer(tmp_path: Path) -> None:
+    """Heads of all ranks are cut to this rank's; every layer of a stack must be there, in the study's shape."""
+    file = safetensors(tmp_path / "weights", 3, 4)
+    tiny = PRESETS["tiny"]
+    half = replace(tiny, num_heads=tiny.num_heads // 2, intermediate_size=tiny.intermediate_size // 2, tp_size=2)
+
+    assert checkpoint_problem(file, [3, 4], half, mlp=True) is None
+    for layers, shape, wrong in (
+        ([3, 4, 5], tiny, "has no tensor model.layers.5.self_attn.q_a_proj.weight"),
+        ([3], replace(half, tp_size=1), "holds model.layers.3.self_attn.q_b_proj.weight as [3072, 256]"),
+        (
+            [3],
+            replace(tiny, kv_lora_rank=256),
+            "kv_a_proj_with_mqa.weight as [576, 512], the study's shape needs [320, 512]",
+        ),
+    ):
+        problem = checkpoint_problem(file, layers, shape, mlp=True)
+        assert problem is not None and wrong in problem[0] and problem[1]
+
+
 # Stored studies
 
 
 def test_resolved_study_is_a_study_file_of_its_own(load: Load, tmp_path: Path) -> None:
     """What a run stores can be swept again as it stands."""
-    safetensors(tmp_path / "weights", [Q_A.format(2)])
+    safetensors(tmp_path / "weights", 2)
     text = GOOD + (
         "  mode: [full, split_eager]\n  exclude: [{mode: full, num_tokens: 8}]\n  include: [{phase: decode}]\n"
         "weights: {safetensors: weights, layer: 2}\nmlp: dense\nlayer: {short_seq_mha_threshold: 3}\n"
@@ -745,7 +772,7 @@ def test_resolved_study_is_a_study_file_of_its_own(load: Load, tmp_path: Path) -
 
 def test_stored_study_loads_where_its_checkpoint_is_not(load: Load, tmp_path: Path) -> None:
     """A shared run file is read on machines without the weights."""
-    file = safetensors(tmp_path / "weights", [Q_A.format(0)])
+    file = safetensors(tmp_path / "weights", 0)
     study = load(GOOD + "weights: {safetensors: weights}\n")
     text = resolved_yaml(study)
     file.unlink()

@@ -12,46 +12,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from mlaprof.checkpoint import FP8_BLOCK, weight_shapes
 from mlaprof.errors import ConfigError
 from mlaprof.shapes import LayerShape
-
-FP8_BLOCK = 128  # weight_scale_inv covers 128 x 128 blocks
-
-
-def _attention_shapes(shape: LayerShape) -> dict[str, tuple[int, ...]]:
-    """Hugging Face tensor name (below self_attn) -> shape, for this rank's heads."""
-    heads = shape.num_heads
-    shapes: dict[str, tuple[int, ...]] = {
-        "q_a_proj.weight": (shape.q_lora_rank, shape.hidden_size),
-        "q_a_layernorm.weight": (shape.q_lora_rank,),
-        "q_b_proj.weight": (heads * shape.qk_head_dim, shape.q_lora_rank),
-        "kv_a_proj_with_mqa.weight": (shape.latent_dim, shape.hidden_size),
-        "kv_a_layernorm.weight": (shape.kv_lora_rank,),
-        "kv_b_proj.weight": (heads * (shape.qk_nope_head_dim + shape.v_head_dim), shape.kv_lora_rank),
-        "o_proj.weight": (shape.hidden_size, heads * shape.v_head_dim),
-    }
-    if shape.is_dsa:
-        shapes |= {
-            "indexer.wq_b.weight": (shape.index_n_heads * shape.index_head_dim, shape.q_lora_rank),
-            "indexer.wk.weight": (shape.index_head_dim, shape.hidden_size),
-            "indexer.k_norm.weight": (shape.index_head_dim,),
-            "indexer.k_norm.bias": (shape.index_head_dim,),
-            "indexer.weights_proj.weight": (shape.index_n_heads, shape.hidden_size),
-        }
-    return shapes
-
-
-def _block_shapes(shape: LayerShape, *, mlp: bool) -> dict[str, tuple[int, ...]]:
-    """Hugging Face tensor name (below the decoder layer) -> shape, for what surrounds the attention."""
-    shapes: dict[str, tuple[int, ...]] = {"input_layernorm.weight": (shape.hidden_size,)}
-    if mlp:
-        shapes |= {
-            "post_attention_layernorm.weight": (shape.hidden_size,),
-            "mlp.gate_proj.weight": (shape.intermediate_size, shape.hidden_size),
-            "mlp.up_proj.weight": (shape.intermediate_size, shape.hidden_size),
-            "mlp.down_proj.weight": (shape.hidden_size, shape.intermediate_size),
-        }
-    return shapes
 
 
 def random_weights(shape: LayerShape, *, seed: int, mlp: bool, device: torch.device) -> dict[str, Tensor]:
@@ -68,9 +31,7 @@ def random_weights(shape: LayerShape, *, seed: int, mlp: bool, device: torch.dev
         centre = 0.0 if name.endswith("bias") else 1.0
         return (noise * 0.1 + centre).to(torch.bfloat16).to(device)
 
-    named = {f"self_attn.{name}": draw(name, size) for name, size in _attention_shapes(shape).items()}
-    named |= {name: draw(name, size) for name, size in _block_shapes(shape, mlp=mlp).items()}
-    return fuse(named, shape)
+    return fuse({name: draw(name, size) for name, size in weight_shapes(shape, mlp=mlp).items()}, shape)
 
 
 def checkpoint_weights(
@@ -82,11 +43,9 @@ def checkpoint_weights(
     Raises ConfigError for a missing tensor or one whose shape disagrees with the study's.
     """
     prefix = f"model.layers.{layer}."
-    wanted = {f"self_attn.{name}": size for name, size in _attention_shapes(shape).items()}
-    wanted |= _block_shapes(shape, mlp=mlp)
     named = {
         name: _read(path, prefix + name, size, tp_size=shape.tp_size).to(torch.bfloat16).to(device)
-        for name, size in wanted.items()
+        for name, size in weight_shapes(shape, mlp=mlp).items()
     }
     return fuse(named, shape)
 
@@ -104,6 +63,33 @@ def fuse(named: dict[str, Tensor], shape: LayerShape) -> dict[str, Tensor]:
 
 
 def _read(path: Path, name: str, size: tuple[int, ...], *, tp_size: int) -> Tensor:
+    value = _stored(path, name)
+    if value.dtype == torch.float8_e4m3fn:
+        value = dequantize(value, _block_scales(path, f"{name}_scale_inv", value))
+    value = _this_rank(value, size, tp_size)
+    if tuple(value.shape) != size:
+        raise ConfigError(
+            f"{name} is {list(value.shape)}, the study's shape needs {list(size)}",
+            where=str(path),
+            hint="use shape: {hf_config: config.json} of the same checkpoint",
+        )
+    return value
+
+
+def _block_scales(path: Path, name: str, codes: Tensor) -> Tensor:
+    scales = _stored(path, name)
+    blocks = [-(-size // FP8_BLOCK) for size in codes.shape]
+    if list(scales.shape) != blocks:
+        raise ConfigError(
+            f"{name} is {list(scales.shape)}, {FP8_BLOCK} x {FP8_BLOCK} blocks of {list(codes.shape)} need {blocks}",
+            where=str(path),
+            hint="give a checkpoint quantised as DeepSeek-V3.2's own",
+        )
+    return scales
+
+
+def _stored(path: Path, name: str) -> Tensor:
+    """A tensor as its file has it. A weight and its scale may lie in two files of one folder."""
     from safetensors import SafetensorError, safe_open
 
     file = _file_of(path, name)
@@ -116,22 +102,13 @@ def _read(path: Path, name: str, size: tuple[int, ...], *, tp_size: int) -> Tens
                     hint="check weights.layer and that the model uses DSA",
                 )
             value: Tensor = tensors.get_tensor(name)
-            if value.dtype == torch.float8_e4m3fn:
-                value = dequantize(value, tensors.get_tensor(f"{name}_scale_inv"))
+            return value
     except (SafetensorError, OSError) as error:
         raise ConfigError(
             f"not a readable safetensors file ({error})",
             where=str(file),
             hint="give a .safetensors file or its folder",
         ) from error
-    value = _this_rank(value, size, tp_size)
-    if tuple(value.shape) != size:
-        raise ConfigError(
-            f"{name} is {list(value.shape)}, the study's shape needs {list(size)}",
-            where=str(file),
-            hint="use shape: {hf_config: config.json} of the same checkpoint",
-        )
-    return value
 
 
 def _this_rank(value: Tensor, size: tuple[int, ...], tp_size: int) -> Tensor:

@@ -1,0 +1,59 @@
+"""Studies as the jobs a worker gets, on the tiny preset at odd sizes, on a CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from mlaprof.config import load_study
+from mlaprof.plan import Plan, expand
+from mlaprof.records import Job, Measurement, Started
+from mlaprof.study import Mode
+from mlaprof.worker.jobs import run_job
+
+QUICK = "measure: {cache: warm, min_samples: 30, min_time_s: 0, warmup_s: 0, memory: false}"
+Planned = Callable[..., Plan]
+Measured = Callable[[Job], dict[Mode, Measurement]]
+
+
+@pytest.fixture(scope="session")
+def planned(tmp_path_factory: pytest.TempPathFactory) -> Planned:
+    """The plan of a study of the tiny preset; each argument is a line of its YAML."""
+
+    def plan(*lines: str, layer: str = "preset: tiny", settings: tuple[str, ...] = ()) -> Plan:
+        path = tmp_path_factory.mktemp("study") / "study.yaml"
+        path.write_text("\n".join(["name: study", layer, *lines, QUICK]) + "\n")
+        return expand(load_study(path, settings=settings), "cpu")
+
+    return plan
+
+
+@pytest.fixture(scope="session")
+def measured() -> Measured:
+    """Do a job of one cell in this process, and answer with its Measurements by mode."""
+
+    def measure(job: Job) -> dict[Mode, Measurement]:
+        events = list(run_job(job))
+        assert events and all(event.kind == job.kind for event in events)
+        found = [event for event in events if isinstance(event, Measurement)]
+        assert sorted(each.point.key for each in found) == sorted(point.key for point in job.points)
+        begun: set[str] = set()
+        for event in events:
+            if isinstance(event, Started):
+                begun.add(event.key)
+            elif event.outcome.stage != "build":
+                assert event.point.key in begun, "a Measurement came before its Started"
+        return {each.point.mode: each for each in found}
+
+    return measure
+
+
+@pytest.fixture(autouse=True)
+def forget_traces() -> Iterator[None]:
+    """Each test traces afresh, as a worker process does."""
+    import torch
+
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()

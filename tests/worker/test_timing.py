@@ -1,0 +1,271 @@
+"""Timing jobs on a CPU: every mode proven, then timed; and what goes wrong costs its own arm."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from mlaprof.capture.runners import FullRunner
+from mlaprof.kernels import reference
+from mlaprof.layer.mla import MLA
+from mlaprof.records import Measurement
+from mlaprof.study import MODES
+from mlaprof.worker import rig, timing
+from mlaprof.worker.gate import Gate
+
+EAGER = ("monolithic_eager", "split_eager")
+CAPTURED = ("monolithic_piecewise", "split_piecewise", "full")
+ALL = f"mode: [{', '.join(MODES)}]"
+FAST = "mode: [monolithic_eager, split_eager, full]"
+PLAIN_MLA = """\
+shape:
+  {name: plain, hidden_size: 256, num_heads: 4, q_lora_rank: 128, kv_lora_rank: 64, qk_nope_head_dim: 32,
+   qk_rope_head_dim: 16, v_head_dim: 32, index_n_heads: 0, index_head_dim: 0, index_topk: 0,
+   indexer_rope_interleave: false, max_position_embeddings: 1024, rms_norm_eps: 1.0e-6, intermediate_size: 512}"""
+
+
+def sound(found: Measurement) -> None:
+    """Timed, labelled as emulated, and proven."""
+    assert (found.outcome.status, found.outcome.reason, found.emulated) == ("ok", "", True)
+    assert found.timing is not None and found.graph is not None
+    assert len(found.timing.device_s) == len(found.timing.submit_s) >= 30
+    assert min(found.timing.device_s) > 0 and found.timing.first_call_s > 0
+    assert (found.timing.clock, found.timing.cache, found.timing.sm_clock_hz) == ("perf_counter", "warm", ())
+    assert found.checks and all(check.passed for check in found.checks)
+
+
+def replays_checked(found: Measurement) -> int:
+    return sum(check.name.startswith("input set") for check in found.checks)
+
+
+@pytest.fixture(scope="module")
+def prefill(planned, measured) -> dict[str, Measurement]:
+    """All five modes of a prefill that needs its top-k: 70 tokens, tiny selects 64."""
+    plan = planned("num_layers: 2", "mlp: dense", f"sweep: {{num_tokens: 70, {ALL}}}")
+    (job,) = plan.jobs
+    return measured(job)
+
+
+def test_every_mode_of_a_prefill_is_proven_and_timed(prefill) -> None:
+    assert set(prefill) == set(MODES)
+    for found in prefill.values():
+        sound(found)
+
+
+def test_one_eager_arm_meets_the_oracle_and_the_other_its_bits(prefill) -> None:
+    """Each layer of the first arm against the dense fp32 reference; the second arm must equal the first."""
+    first, second = (prefill[mode].checks for mode in EAGER)
+
+    assert [check.name for check in first if "oracle" in check.name] == [
+        f"layer {number}: {what}"
+        for number in (0, 1)
+        for what in ("worst row error vs oracle", "top-k sets missing vs oracle")
+    ]
+    assert {check.name for check in second} == {
+        f"eager, input set {number}: differing bytes vs eager" for number in (0, 1)
+    }
+
+
+def test_every_captured_arm_is_replayed_with_inputs_it_was_not_captured_with(prefill) -> None:
+    assert {mode: replays_checked(found) for mode, found in prefill.items()} == {
+        **dict.fromkeys(EAGER, 0),
+        **dict.fromkeys(CAPTURED, 2),
+    }
+
+
+def test_pieces_merge_across_the_layer_boundary(prefill) -> None:
+    """Two layers are cut twice: three captured pieces, not four; the full graph is one, eager none."""
+    graphs = {mode: found.graph for mode, found in prefill.items()}
+    pieces = {mode: (graph.captured_segments, graph.eager_segments) for mode, graph in graphs.items()}
+
+    assert pieces["monolithic_piecewise"] == pieces["split_piecewise"] == (3, 2)
+    assert pieces["full"] == (1, 0)
+    assert [graphs[mode].graph_launches for mode in MODES] == [0, 3, 0, 3, 1]
+    assert graphs["monolithic_eager"].graph_nodes == graphs["split_eager"].graph_nodes == 0
+    assert all(graphs[mode].capture_s > 0 for mode in CAPTURED)
+    assert all(graphs[mode].capture_s == 0 for mode in EAGER)
+
+
+def test_the_split_captures_more_of_the_step_than_the_monolith(prefill) -> None:
+    """What PR #12503 is about: Op 1 joins its neighbours in the graph."""
+    nodes = {mode: prefill[mode].graph.graph_nodes for mode in CAPTURED}
+
+    assert 0 < nodes["monolithic_piecewise"] < nodes["split_piecewise"] < nodes["full"]
+
+
+def test_the_modes_of_one_cell_are_paired_round_by_round(prefill) -> None:
+    assert len({len(found.timing.device_s) for found in prefill.values()}) == 1
+
+
+def test_a_mixed_batch_runs_in_every_mode_of_the_title(planned, measured) -> None:
+    """Contexts with a past beside generations of two tokens each."""
+    plan = planned("sweep: {phase: mixed, num_tokens: 9, context_len: 65}", "batch: {num_generations: 2, next_n: 2}")
+    (job,) = plan.jobs
+
+    for found in measured(job).values():
+        sound(found)
+
+
+def test_a_decode_batch_is_captured_whole(planned, measured) -> None:
+    """Piecewise is for batches with contexts; the plan answers it, the worker never sees it."""
+    plan = planned(f"sweep: {{phase: decode, num_tokens: 3, context_len: 65, {ALL}}}")
+    (job,) = plan.jobs
+    found = measured(job)
+
+    assert set(found) == {"monolithic_eager", "split_eager", "full"}
+    assert {skip.point.mode for skip in plan.skips} == {"monolithic_piecewise", "split_piecewise"}
+    for each in found.values():
+        sound(each)
+    assert replays_checked(found["full"]) == 2
+
+
+def test_plain_mla_runs_as_one_op(planned, measured) -> None:
+    """index_topk 0: no indexer, no split; the monolithic modes and full."""
+    modes = "mode: [monolithic_eager, monolithic_piecewise, full]"
+    (job,) = planned(f"sweep: {{num_tokens: 5, {modes}}}", layer=PLAIN_MLA).jobs
+    found = measured(job)
+
+    assert set(found) == {"monolithic_eager", "monolithic_piecewise", "full"}
+    for each in found.values():
+        sound(each)
+    assert not any("top-k" in check.name for check in found["monolithic_eager"].checks)
+
+
+def test_a_wrong_kernel_is_incorrect_and_has_no_time(planned, measured, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel 5 % off shows in every arm's reason, and no latency is stored."""
+    right = reference.sparse_attn
+
+    def wrong(*args: Any, out: torch.Tensor, **kwargs: Any) -> None:
+        right(*args, out=out, **kwargs)
+        out.mul_(1.05)
+
+    monkeypatch.setattr(reference, "sparse_attn", wrong)
+    (job,) = planned("sweep: {num_tokens: 3, mode: [monolithic_eager]}").jobs
+    found = measured(job)["monolithic_eager"]
+
+    assert (found.outcome.status, found.outcome.stage, found.timing) == ("incorrect", "verify", None)
+    assert "layer 0: worst row error vs oracle" in found.outcome.reason and "limit 0.03" in found.outcome.reason
+    assert any(not check.passed for check in found.checks)
+
+
+def test_a_tampered_weight_is_incorrect(planned, measured, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The layer runs on other weights than it was given: the oracle, which has the given ones, disagrees."""
+    build = rig.build_stack
+
+    def tampered(*args: Any, **kwargs: Any) -> Any:
+        stack = build(*args, **kwargs)
+        for parameter in stack.parameters():
+            parameter.data.mul_(1.1)
+        return stack
+
+    monkeypatch.setattr(rig, "build_stack", lambda shape, weights, **kwargs: tampered(shape, copies(weights), **kwargs))
+    (job,) = planned("sweep: {num_tokens: 3, mode: [split_eager]}").jobs
+    found = measured(job)["split_eager"]
+
+    assert (found.outcome.status, found.timing) == ("incorrect", None)
+
+
+def copies(weights: list[dict[str, torch.Tensor]]) -> list[dict[str, torch.Tensor]]:
+    return [{name: value.clone() for name, value in each.items()} for each in weights]
+
+
+def test_a_stale_replay_is_incorrect_and_the_others_are_timed(
+    planned, measured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A graph that answers with what it was captured with passes on its own inputs alone; the gate has others."""
+    run = FullRunner.run
+    first: dict[int, torch.Tensor] = {}
+
+    def stale(self: FullRunner, num_tokens: int) -> torch.Tensor:
+        output = run(self, num_tokens)
+        output.copy_(first.setdefault(num_tokens, output.clone()))
+        return output
+
+    monkeypatch.setattr(FullRunner, "run", stale)
+    (job,) = planned(f"sweep: {{num_tokens: 3, {FAST}}}").jobs
+    found = measured(job)
+
+    assert (found["full"].outcome.status, found["full"].timing) == ("incorrect", None)
+    assert "differing bytes vs eager" in found["full"].outcome.reason
+    assert found["full"].graph is not None
+    for mode in EAGER:
+        sound(found[mode])
+
+
+def test_what_cannot_be_captured_is_skipped_with_the_op_named(
+    planned, measured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A host sync inside Op 2: the full graph is refused, the eager arms are measured."""
+    right = MLA.dsa_attn
+
+    def synchronising(self: MLA, q: torch.Tensor, *args: Any) -> None:
+        assert q.float().abs().sum().item() > 0
+        right(self, q, *args)
+
+    monkeypatch.setattr(MLA, "dsa_attn", synchronising)
+    (job,) = planned(f"sweep: {{num_tokens: 3, {FAST}}}").jobs
+    found = measured(job)
+
+    assert (found["full"].outcome.status, found["full"].outcome.stage) == ("skipped", "capture")
+    assert "aten::_local_scalar_dense" in found["full"].outcome.reason
+    for mode in EAGER:
+        sound(found[mode])
+
+
+@pytest.mark.parametrize("stage", ["capture", "verify"])
+def test_an_exception_in_one_arm_leaves_the_others_measured(
+    planned, measured, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    if stage == "capture":
+        monkeypatch.setattr(FullRunner, "prepare", lambda self, sizes: boom())
+    else:
+        check = Gate.check
+        monkeypatch.setattr(Gate, "check", lambda self, arm: boom() if arm.point.mode == "full" else check(self, arm))
+    (job,) = planned(f"sweep: {{num_tokens: 3, {FAST}}}").jobs
+    found = measured(job)
+
+    failed = found["full"].outcome
+    assert (failed.status, failed.stage, failed.reason) == ("failed", stage, "RuntimeError: out of luck, twice")
+    for mode in EAGER:
+        sound(found[mode])
+
+
+def boom(*_: object, **__: object) -> None:
+    raise RuntimeError("out of luck,\n  twice")
+
+
+def test_a_fault_while_sampling_fails_the_arms_that_shared_it(
+    planned, measured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Interleaved samples fall together; the next cell has its own."""
+    sample = timing.sample_rounds
+    calls = []
+
+    def once(*args: Any, **kwargs: Any) -> Any:
+        calls.append(args)
+        return boom() if len(calls) == 1 else sample(*args, **kwargs)
+
+    monkeypatch.setattr(timing, "sample_rounds", once)
+    (job,) = planned("sweep: {num_tokens: [5, 3], mode: [monolithic_eager, split_eager]}").jobs
+
+    by_size: dict[int, set[tuple[str, str]]] = {}
+    for event in timing.timing_job(rig.Rig(job)):
+        if isinstance(event, Measurement):
+            by_size.setdefault(event.point.num_tokens, set()).add((event.outcome.status, event.outcome.stage))
+
+    assert by_size == {5: {("failed", "measure")}, 3: {("ok", "measure")}}
+
+
+def test_a_layer_that_cannot_be_built_fails_every_point_with_the_reason(
+    planned, measured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Out of memory for the caches, for example: no traceback of a dead worker, but rows."""
+    monkeypatch.setattr(rig, "allocate", boom)
+    (job,) = planned(f"sweep: {{num_tokens: 3, {ALL}}}").jobs
+    found = measured(job)
+
+    assert set(found) == set(MODES)
+    outcomes = {(each.outcome.status, each.outcome.stage, each.outcome.reason) for each in found.values()}
+    assert outcomes == {("failed", "build", "RuntimeError: out of luck, twice")}
