@@ -93,8 +93,15 @@ def _problem(name: str, size: Size, find: Callable[[str], Stored | None], tp_siz
     if not fits:
         wrong = f"holds {name} as {list(found.size)}, the study's shape needs {list(size)}"
         return wrong, "use shape: {hf_config: config.json} of the same checkpoint"
-    if found.dtype == FP8 and find(f"{name}_scale_inv") is None:
-        return f"has no tensor {name}_scale_inv beside the FP8 weight", "give a complete checkpoint"
+    if found.dtype != FP8:
+        return None
+    scale_name, blocks = f"{name}_scale_inv", tuple(-(-each // FP8_BLOCK) for each in found.size)
+    scale = find(scale_name)
+    if scale is None:
+        return f"has no tensor {scale_name} beside the FP8 weight", "give a complete checkpoint"
+    if scale.size != blocks:
+        wrong = f"holds {scale_name} as {list(scale.size)}, blocks of {FP8_BLOCK} x {FP8_BLOCK} need {list(blocks)}"
+        return wrong, "give a checkpoint quantised as DeepSeek-V3.2's own"
     return None
 
 

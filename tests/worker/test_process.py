@@ -117,11 +117,17 @@ def test_a_checkpoint_is_measured_end_to_end(tmp_path: Path) -> None:
         (
             1,
             "none",
+            {"model.layers.3.self_attn.q_b_proj.weight_scale_inv": torch.ones(3072, 1)},
+            "as [3072, 1], blocks of 128 x 128 need [24, 2]",
+        ),
+        (
+            1,
+            "none",
             {"model.layers.3.self_attn.o_proj.weight": torch.zeros(512, 3)},
             "as [512, 3], the study's shape needs [512, 2048]",
         ),
     ],
-    ids=["too few layers", "no MLP", "no indexer", "no scales", "another shape"],
+    ids=["too few layers", "no MLP", "no indexer", "no scales", "scales a row", "another shape"],
 )
 def test_a_checkpoint_that_does_not_fit_is_refused_before_a_worker_starts(
     tmp_path: Path, num_layers: int, mlp: str, changes: dict[str, torch.Tensor | None], words: str
