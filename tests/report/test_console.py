@@ -176,6 +176,19 @@ def test_an_error_is_one_line_with_place_and_remedy(printed: Printed) -> None:
     assert text() == "error: a.yaml:3: unknown key [mode] here; did you mean [modes]?\n"
 
 
+def test_what_else_is_wrong_follows_the_error(printed: Printed) -> None:
+    """A line each, as far as they help."""
+    console, text = printed(40)
+    error = ConfigError("first", where="a.yaml:3", hint="mend it")
+    for number in range(12):
+        error.add_note(f"a.yaml:{number}: [wrong] in some long way or other; mend it")
+    print_error(error, console)
+    first, more, *others = text().splitlines()
+    assert (first, more) == ("error: a.yaml:3: first; mend it", "and 12 more:")
+    assert others[0] == "  a.yaml:0: [wrong] in some long way or other; mend it"
+    assert len(others) == 11 and others[-1] == "  ..."
+
+
 def test_a_comparison_lists_the_gravest_first(fake_runs: ModuleType, printed: Printed) -> None:
     def run(factor: float, broken: bool) -> Any:
         last = fake_runs.point("full", 64)

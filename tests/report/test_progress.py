@@ -31,6 +31,20 @@ def test_without_a_terminal_every_measurement_is_one_line(fake_runs: ModuleType,
     ]
 
 
+def test_compile_facts_of_one_configuration_are_told_once(fake_runs: ModuleType, printed: Printed) -> None:
+    """They are the same for every cell; the counter goes on, and a last line says how many were silent."""
+    console, text = printed(120)
+    with progress(5, console) as show:
+        for tokens in (8, 1):
+            for block_n in (16, 64):
+                at = fake_runs.point("full", tokens, tiles=(fake_runs.tile(block_n=block_n),))
+                show(fake_runs.compiled(at, registers=block_n))
+        show(fake_runs.timing(fake_runs.point("full", 8), 1e-4))
+    numbers = [line.split("]")[0] for line in text().splitlines()]
+    assert numbers == ["[1/5", "[2/5", "[5/5", "[5/5"]
+    assert text().endswith("[5/5] 2 more cells compiled with the same tiles and facts\n")
+
+
 def test_a_terminal_gets_a_bar_and_keeps_the_failures(fake_runs: ModuleType, printed: Printed) -> None:
     at = fake_runs.point("full", 64)
     console, text = printed(120, terminal=True)

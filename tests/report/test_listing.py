@@ -1,0 +1,96 @@
+"""Plans, choices and warnings in the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from mlaprof.config import load_study
+from mlaprof.machine.checks import Warning_
+from mlaprof.plan import Plan, expand
+from mlaprof.report import listing
+from mlaprof.store import RunEntry
+
+Printed = Callable[..., Any]
+
+
+def plan(folder: Path, sweep: str, *more: str, device: str = "cpu") -> Plan:
+    path = folder / "study.yaml"
+    path.write_text("\n".join(["name: study", "preset: tiny", f"sweep: {{{sweep}}}", *more]) + "\n")
+    return expand(load_study(path, settings=["measure.memory=false"]), device)  # type: ignore[arg-type]
+
+
+def lines_of(shown: Plan, printed: Printed, width: int = 200) -> list[str]:
+    console, text = printed(width)
+    listing.print_plan(shown, console)
+    return [" ".join(line.split()) for line in text().splitlines()]
+
+
+def test_sizes_with_the_same_arms_are_one_line(tmp_path: Path, printed: Printed) -> None:
+    """Every Point of the plan is told, and none is told twice."""
+    _, first, second, total = lines_of(
+        plan(tmp_path, "num_tokens: [1, 8], context_len: [0, 64], mode: [full, split_eager]"), printed
+    )
+    assert first == "1 timing 4 tiny/prefill/ctx0, tokens 8 1: full, split_eager"
+    assert second == "2 timing 4 tiny/prefill/ctx64, tokens 8 1: full, split_eager"
+    assert total == "8 measurements in 2 worker processes; nothing was run"
+
+
+def test_sizes_with_arms_of_their_own_have_lines_of_their_own(tmp_path: Path, printed: Printed) -> None:
+    _, first, second, total = lines_of(
+        plan(tmp_path, "num_tokens: [1, 8], mode: [full, split_eager], exclude: [{mode: full, num_tokens: 8}]"), printed
+    )
+    assert first == "1 timing 3 tiny/prefill/ctx0, tokens 8: split_eager"
+    assert second == "tiny/prefill/ctx0, tokens 1: full, split_eager"
+    assert total == "3 measurements in 1 worker process; nothing was run"
+
+
+def test_tiles_are_told_once_for_the_modes_that_share_them(tmp_path: Path, printed: Printed) -> None:
+    """On a GPU beside the defaults; without one as compile jobs of their own."""
+    study = ("num_tokens: 8, mode: [full, split_eager]", "tiles: {sparse_attn: [{block_n: 16}, {block_n: 64}]}")
+    on_gpu = lines_of(plan(tmp_path, *study, device="cuda"), printed)
+    on_cpu = lines_of(plan(tmp_path, *study), printed)
+    tiles = "sparse_attn=n16, sparse_attn=n64"
+    assert on_gpu[1] == f"1 timing 6 tiny/prefill/ctx0, tokens 8: full, split_eager, each with default tiles, {tiles}"
+    assert on_cpu[2] == f"2 compile 4 tiny/prefill/ctx0, tokens 8: full, split_eager, each with {tiles}"
+
+
+def test_what_is_left_of_a_product_is_told_arm_by_arm(tmp_path: Path, printed: Printed) -> None:
+    """A resumed compile job may lack any of its Points."""
+    whole = plan(
+        tmp_path, "num_tokens: 8, mode: [full, split_eager]", "tiles: {sparse_attn: [{block_n: 16}, {block_n: 64}]}"
+    )
+    left = whole.without({("compile", "tiny/prefill/t8/ctx0/full/sparse_attn=n16")})
+    rest = "full/sparse_attn=n64, split_eager/sparse_attn=n16, split_eager/sparse_attn=n64"
+    assert lines_of(left, printed)[2] == f"2 compile 3 tiny/prefill/ctx0, tokens 8: {rest}"
+
+
+def test_skips_are_counted_by_reason(tmp_path: Path, printed: Printed) -> None:
+    lines = lines_of(plan(tmp_path, "phase: decode, num_tokens: [1, 8], mode: [full, split_piecewise]"), printed)
+    assert "skipped 2: decode-only batches are not piecewise in the engine; use mode full" in lines
+
+
+def test_runs_have_a_file_column_where_a_file_has_another_name(fake_runs: ModuleType, printed: Printed) -> None:
+    manifest = fake_runs.make_run([]).manifest
+    own, other = RunEntry(Path(f"r/{manifest.run_id}.mlaprof"), manifest, 0), RunEntry(Path("r/x.mlaprof"), manifest, 0)
+    for entries, column in (([own], False), ([own, other], True)):
+        console, text = printed(80)
+        listing.print_runs(entries, console)
+        assert ("file" in text()) == ("x.mlaprof" in text()) == column
+
+
+def test_a_warning_is_one_line_that_ends_with_what_to_do(printed: Printed) -> None:
+    """However narrow the terminal and whatever brackets are in it."""
+    console, text = printed(30)
+    listing.print_warnings([Warning_("code", "A [1] is set", "times mean nothing", "unset A")], console)
+    assert text() == "warning: A [1] is set: times mean nothing; next: unset A\n"
+
+
+def test_no_listing_is_wider_than_80_columns(printed: Printed) -> None:
+    for show in (listing.print_presets, listing.print_modes, listing.print_kernels):
+        console, text = printed(80)
+        show(console)
+        assert max(map(len, text().splitlines())) <= 80
+        assert "…" not in text()
