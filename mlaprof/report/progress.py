@@ -15,6 +15,7 @@ from mlaprof.records import KernelResources, Measurement, Started
 from mlaprof.report.style import STATUS
 from mlaprof.report.units import seconds, size
 
+BAR_CELLS = 10
 Show = Callable[[Measurement | Started], None]
 """Told of each event of a sweep as it happens."""
 
@@ -28,11 +29,11 @@ def progress(total: int, console: Console) -> Iterator[Show]:
         lines.finish()
         return
     columns = (
-        BarColumn(20),
+        BarColumn(BAR_CELLS),
         MofNCompleteColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[now]}", markup=False, table_column=TableColumn(no_wrap=True, overflow="ellipsis")),
+        TextColumn("{task.fields[now]}", markup=False, table_column=TableColumn(no_wrap=True)),
     )
     with Progress(*columns, console=console, transient=True) as bar:
         yield _bar(bar, bar.add_task("sweep", total=total, now=""))
@@ -71,13 +72,19 @@ class _Lines:
 
 def _bar(bar: Progress, task: TaskID) -> Show:
     plain = bar.console.options.ascii_only
+    # Rich would rather shorten the time left than the text behind it.
+    room = bar.console.width - BAR_CELLS - len(" 000/000 left 00:00:00 ")
+
+    def now(text: Text) -> str:
+        text.truncate(max(room, 1), overflow="crop" if plain else "ellipsis")
+        return text.plain
 
     def show(event: Measurement | Started) -> None:
         if isinstance(event, Started):
-            bar.update(task, now=f"{event.kind} {event.key} ({event.stage})")
+            bar.update(task, now=now(Text(f"{event.kind} {event.key} ({event.stage})")))
             return
         line = finished_line(event, ascii_only=plain)
-        bar.update(task, advance=1, now=line.plain)
+        bar.update(task, advance=1, now=now(line.copy()))
         if event.outcome.status in ("failed", "incorrect"):  # must not scroll away with the next cell
             bar.console.print(line, soft_wrap=True)
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -53,6 +54,15 @@ def test_a_terminal_gets_a_bar_and_keeps_the_failures(fake_runs: ModuleType, pri
         show(fake_runs.timing(at, 1e-4))
         show(fake_runs.ended(at, "failed", "IMA [3]", stage="capture"))
     assert "FAILED" in text() and "IMA [3]" in text() and "2/2" in text()
+
+
+def test_a_narrow_terminal_keeps_the_count_and_the_time_left(fake_runs: ModuleType, printed: Printed) -> None:
+    """The Point under way gives way to them."""
+    console, text = printed(50, terminal=True)
+    with progress(100, console) as show:
+        show(Started(kind="timing", key=fake_runs.point("monolithic_piecewise").key, stage="capture"))
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text())
+    assert re.search(r"  0/100 left -:--:-- +timing v3\.2\S*…", plain)
 
 
 def test_an_interrupt_passes_and_leaves_the_terminal_usable(fake_runs: ModuleType, printed: Printed) -> None:
