@@ -74,6 +74,7 @@ class AttnMetadata:
         self._cu_seqlen_ke = Twin((tokens,), torch.int32, device)
         width = limits.index_topk or limits.max_seq_len
         self.dense_topk = torch.full((tokens, width), -1, dtype=torch.int32, device=device)
+        self._uploaded = torch.cuda.Event() if device.type == "cuda" else None
         self._clear()
 
     def _clear(self) -> None:
@@ -144,6 +145,8 @@ class AttnMetadata:
     def prepare(self, batch: Batch) -> None:
         """Describe batch in the buffers. Raises ValueError when it exceeds the limits."""
         self._check(batch)
+        if self._uploaded is not None:
+            self._uploaded.synchronize()  # the host twins may still be read for the batch before
         self._clear()
         self._count(batch)
         requests = batch.requests
@@ -165,6 +168,8 @@ class AttnMetadata:
         self._slot_mapping_scale.upload(scale)
         self._latent_rows.upload(cache.latent_slot_rows(block_id, in_block, self.caches.stride_factor))
         self._prepare_contexts(batch, table)
+        if self._uploaded is not None:
+            self._uploaded.record()
         self._fill_dense_topk()
 
     def on_update_kv_lens(self) -> None:

@@ -215,3 +215,22 @@ def test_a20_the_refresh_can_be_captured(make_bench, shapes):
     graph.replay()
     assert metadata.positions.tolist() == [63, 64, 11]
     assert int(metadata.slot_mapping_fp8.min()) >= 0
+
+
+@pytest.mark.gpu
+def test_a_batch_prepared_while_the_one_before_is_still_uploading_does_not_overtake_it(make_bench, shapes):
+    """The host twins are not overwritten under a copy that waits behind a busy device."""
+    bench = make_bench(shapes["tiny"], device="cuda")
+    metadata = bench.metadata
+    batches = [bench.batch((), [(1, 100)] * 3, seed=seed) for seed in (1, 2)]
+    want = []
+    for batch in batches:
+        metadata.prepare(batch)
+        want.append(metadata.slot_mapping_fp8.tolist())
+    torch.cuda._sleep(200_000_000)  # cycles: a tenth of a second
+    got = []
+    for batch in batches:
+        metadata.prepare(batch)
+        got.append(metadata.slot_mapping_fp8.clone())
+    assert want[0] != want[1]
+    assert want == [each.tolist() for each in got]
