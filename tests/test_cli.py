@@ -69,12 +69,15 @@ class Answer:
 
 
 Mlaprof = Callable[..., Answer]
+TERMINAL_VARIABLES = ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "COLUMNS")
 
 
 @pytest.fixture(autouse=True)
 def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The study lies in the working directory, and nothing lands in the checkout."""
     monkeypatch.chdir(tmp_path)
+    for name in TERMINAL_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
     (tmp_path / "study.yaml").write_text(SMALL)
 
 
@@ -131,15 +134,20 @@ def stored(run: Run, path: Path) -> Path:
     return path
 
 
+def surroundings() -> dict[str, str]:
+    """The environment without what makes Rich take a pipe for a terminal."""
+    return {name: value for name, value in os.environ.items() if name not in TERMINAL_VARIABLES}
+
+
 def start(checkout: Path, *arguments: object, cwd: Path) -> subprocess.Popen[str]:
     """`python -m mlaprof` of this checkout as a process of its own."""
     return subprocess.Popen(
         [sys.executable, "-m", "mlaprof", *map(str, arguments)],
         cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(checkout)},
+        env={**surroundings(), "PYTHONPATH": str(checkout), "COLUMNS": "160", "PYTHONIOENCODING": "utf-8"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        text=True,
+        encoding="utf-8",
     )
 
 
