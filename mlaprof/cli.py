@@ -18,7 +18,7 @@ from rich.console import Console
 from mlaprof import __version__, store
 from mlaprof.analysis.compare import compare as compare_runs
 from mlaprof.analysis.summary import summarize
-from mlaprof.config import load_study, resolved_yaml, study_from_resolved
+from mlaprof.config.load import load_study, resolved_yaml, study_from_resolved
 from mlaprof.errors import ConfigError, MachineError, MlaprofError
 from mlaprof.machine import checks, environment
 from mlaprof.plan import Plan, expand

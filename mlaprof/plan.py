@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from mlaprof.axes import Combination, combinations
+from mlaprof.config.axes import Combination, combinations
 from mlaprof.records import Device, Job, Kind, Measurement, Outcome, Point
 from mlaprof.study import PHASES, BatchSpec, Phase, Study, TileChoice
 

@@ -11,7 +11,7 @@ import pytest
 import typer
 
 from mlaprof import cli
-from mlaprof.config import load_study
+from mlaprof.config.load import load_study
 from mlaprof.errors import ConfigError, MachineError, RunFileError
 from mlaprof.study import MODE_SUMMARY
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from mlaprof import hf
-from mlaprof.config import load_study
+from mlaprof.config import hf
+from mlaprof.config.load import load_study
 from mlaprof.errors import ConfigError
 from mlaprof.layer.build import build_stack
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mlaprof.axes import Combination
 from mlaprof.capture.buffers import InputBuffers
 from mlaprof.capture.cpu_graph import CpuGraphs
 from mlaprof.capture.graphs import GraphMaker
 from mlaprof.capture.runners import WARMUP_CALLS, EagerRunner, FullRunner, PiecewiseRunner
 from mlaprof.capture.splitter import Partition, split, trace
+from mlaprof.config.axes import Combination
 from mlaprof.layer.batch import Batch
 from mlaprof.layer.mla import MLA, Form
 from mlaprof.layer.ops import ATTN, MONOLITH, PROJ

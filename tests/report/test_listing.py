@@ -7,7 +7,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from mlaprof.config import load_study
+from mlaprof.config.load import load_study
 from mlaprof.machine.checks import Warning_
 from mlaprof.plan import Plan, expand
 from mlaprof.report import listing

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from mlaprof.config import load_study
+from mlaprof.config.load import load_study
 from mlaprof.plan import Plan, expand
 from mlaprof.records import Job, Measurement, Started
 from mlaprof.study import Mode

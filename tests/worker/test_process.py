@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mlaprof.checkpoint import weight_shapes
-from mlaprof.config import load_study
+from mlaprof.config.load import load_study
 from mlaprof.errors import ConfigError
 from mlaprof.plan import Plan, expand
 from mlaprof.records import Job, Measurement, Started

@@ -33,11 +33,12 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from mlaprof import hf
-from mlaprof.axes import ALIASES, AXES, from_text, values
-from mlaprof.draft import Draft, describe, did_you_mean
+from mlaprof.config import hf
+from mlaprof.config.axes import ALIASES, AXES, from_text, values
+from mlaprof.config.draft import Draft, describe, did_you_mean
+from mlaprof.config.legality import check_legality
+from mlaprof.config.yamltext import KeyPath, dump, parse, read
 from mlaprof.errors import ConfigError
-from mlaprof.legality import check_legality
 from mlaprof.shapes import PRESETS, LayerShape, RopeShape
 from mlaprof.study import (
     Axes,
@@ -52,7 +53,6 @@ from mlaprof.study import (
     TileChoice,
     WeightsSpec,
 )
-from mlaprof.yamltext import KeyPath, dump, parse, read
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 

@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from mlaprof.config.yamltext import Document, KeyPath, dotted
 from mlaprof.errors import ConfigError
-from mlaprof.yamltext import Document, KeyPath, dotted
 
 Model = TypeVar("Model", bound=BaseModel)
 

@@ -17,16 +17,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mlaprof import hf
 from mlaprof.checkpoint import checkpoint_problem, weight_shapes
-from mlaprof.config import load_study, resolved_yaml, study_from_resolved
+from mlaprof.config import hf
+from mlaprof.config.load import load_study, resolved_yaml, study_from_resolved
+from mlaprof.config.yamltext import MAX_BYTES, dump, parse
 from mlaprof.errors import ConfigError
 from mlaprof.plan import expand
 from mlaprof.shapes import PRESETS
 from mlaprof.study import DEFAULT_MODES, MODES, Study
-from mlaprof.yamltext import MAX_BYTES, dump, parse
 
-CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 QUICKSTART = next(path for path in CONFIGS if path.stem == "quickstart")
 
 GOOD = """\
@@ -788,8 +788,8 @@ def test_a_text_that_is_no_stored_study(text: str) -> None:
 
 def test_reading_a_study_needs_no_torch() -> None:
     """config and plan answer at once and leave the GPU alone."""
-    code = "import sys, mlaprof.config, mlaprof.plan; sys.exit('torch' in sys.modules or 'scipy' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], check=False).returncode == 0
+    code = "import sys, mlaprof.config.load, mlaprof.plan; sys.exit('torch' in sys.modules or 'scipy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=False).returncode == 0
 
 
 # Hostile files

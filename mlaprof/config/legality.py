@@ -6,13 +6,13 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from mlaprof.axes import AXES, combinations
 from mlaprof.checkpoint import checkpoint_problem
-from mlaprof.draft import Draft, did_you_mean
+from mlaprof.config.axes import AXES, combinations
+from mlaprof.config.draft import Draft, did_you_mean
+from mlaprof.config.yamltext import KeyPath, dotted
 from mlaprof.kernels.tiles import KERNELS, complete, illegal
 from mlaprof.shapes import problems
 from mlaprof.study import Selector, Study, kernel_dims
-from mlaprof.yamltext import KeyPath, dotted
 
 MAX_COMBINATIONS = 200_000
 
