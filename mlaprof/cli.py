@@ -93,7 +93,9 @@ def sweep(
     results: ResultsDir = RESULTS,
 ) -> None:
     """Measure every cell of CONFIG, store the run, print its table and draw its plots."""
-    if resume is not None:
+    if resume is None:
+        plan, path, manifest = _new_run(_study(config, axis, setting), _device(device), out_file, results)
+    else:
         if out_file is not None:
             raise ConfigError("a resumed run stays in its file", where="--out", hint="leave out --out")
         path = store.resolve(resume, results)
@@ -101,12 +103,6 @@ def sweep(
         _same_study(manifest, config, axis, setting)
         _same_machine(manifest, device)
         plan = expand(study_from_resolved(manifest.study_yaml), manifest.device).without(store.done(path))
-    else:
-        study = _study(config, axis, setting)
-        manifest = _manifest(study, _device(device))
-        path = out_file or store.default_path(results, manifest.run_id)
-        plan = expand(study, manifest.device)
-        manifest = manifest.model_copy(update={"planned": tuple(f"{kind} {key}" for kind, key in plan.planned)})
     if dry_run:
         listing.print_plan(plan, out)
         return
@@ -239,9 +235,10 @@ def _device(choice: DeviceChoice) -> Device:
     return "cuda" if choice is not DeviceChoice.cpu and present else "cpu"
 
 
-def _manifest(study: Study, device: Device) -> Manifest:
+def _new_run(study: Study, device: Device, out_file: Path | None, results: Path) -> tuple[Plan, Path, Manifest]:
     now = datetime.now(UTC)
-    return Manifest(
+    plan = expand(study, device)
+    manifest = Manifest(
         schema_version=store.SCHEMA_VERSION,
         run_id=store.new_run_id(study.name, now),
         created_at=now.isoformat(timespec="seconds"),
@@ -250,8 +247,9 @@ def _manifest(study: Study, device: Device) -> Manifest:
         device=device,
         study_yaml=resolved_yaml(study),
         environment=environment.snapshot(),
-        planned=(),
+        planned=tuple(f"{kind} {key}" for kind, key in plan.planned),
     )
+    return plan, out_file or store.default_path(results, manifest.run_id), manifest
 
 
 def _measure(plan: Plan, writer: store.RunWriter) -> None:
