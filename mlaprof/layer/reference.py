@@ -32,11 +32,16 @@ class History:
 
 @dataclass(frozen=True)
 class Expected:
-    """rows [n]: batch rows that were computed; output [n, hidden_size] fp32; topk: the positions each row selected."""
+    """rows [n]: batch rows that were computed; output [n, hidden_size] fp32; topk: the positions each row selected.
+
+    latent [n, kv_lora + rope] and index_k [n, 128] fp32: what the caches should hold of those rows after the step.
+    """
 
     rows: tuple[int, ...]
     output: Tensor
     topk: tuple[Tensor, ...]
+    latent: Tensor
+    index_k: Tensor | None  # None for plain MLA
 
 
 def read_history(
@@ -47,21 +52,29 @@ def read_history(
     cached: int,
     new_tokens: int,
 ) -> History:
-    """One request's cached tokens, read from the pools token by token through its page list.
+    """One request's cached tokens, read from the pools token by token through its page list; see read_tokens."""
+    latent, index_k = read_tokens(latent_pool, index_pool, layer, [(pages, position) for position in range(cached)])
+    return History(latent, index_k, new_tokens)
 
-    latent_pool [blocks, layers, 64, width], index_pool [blocks, 64 * 132] uint8 of this layer
+
+def read_tokens(
+    latent_pool: Tensor, index_pool: Tensor | None, layer: int, places: Sequence[tuple[Sequence[int], int]]
+) -> tuple[Tensor, Tensor | None]:
+    """(latent [n, width], index_k [n, 128] fp32, dequantised) of tokens, each given as its request's pages and place.
+
+    latent_pool [blocks, layers, 64, width], index_pool [blocks, 64 * 132] uint8 of this layer, None for plain MLA
     """
-    where = [(pages[t // TOKENS_PER_BLOCK], t % TOKENS_PER_BLOCK) for t in range(cached)]
-    block = torch.tensor([w[0] for w in where], dtype=torch.int64, device=latent_pool.device)
-    offset = torch.tensor([w[1] for w in where], dtype=torch.int64, device=latent_pool.device)
+    blocks = [pages[position // TOKENS_PER_BLOCK] for pages, position in places]
+    block = torch.tensor(blocks, dtype=torch.int64, device=latent_pool.device)
+    offset = torch.tensor([p % TOKENS_PER_BLOCK for _, p in places], dtype=torch.int64, device=latent_pool.device)
     latent = latent_pool[block, layer, offset]
     if index_pool is None:
-        return History(latent, None, new_tokens)
+        return latent, None
     codes = index_pool[:, : TOKENS_PER_BLOCK * INDEX_HEAD_DIM].reshape(-1, TOKENS_PER_BLOCK, INDEX_HEAD_DIM)
     scales = index_pool[:, TOKENS_PER_BLOCK * INDEX_HEAD_DIM :].reshape(-1, TOKENS_PER_BLOCK, 4)
     key = codes[block, offset].view(torch.float8_e4m3fn).float()
-    scale = scales[block, offset].contiguous().view(torch.float32)  # [cached, 1]
-    return History(latent, key * scale, new_tokens)
+    scale = scales[block, offset].contiguous().view(torch.float32)  # [n, 1]
+    return latent, key * scale
 
 
 def attention(
@@ -84,6 +97,8 @@ def attention(
     wanted = set(range(hidden.shape[0]) if rows is None else rows)
     outputs: list[Tensor] = []
     picks: list[Tensor] = []
+    latent: list[Tensor] = []
+    index_k: list[Tensor] = []
     done: list[int] = []
     start = 0
     for history in histories:
@@ -96,9 +111,13 @@ def attention(
                 output, picked = request.row(row - start, given)
                 outputs.append(output)
                 picks.append(picked)
+                latent.append(request.latent[row - start])
+                if shape.is_dsa:
+                    index_k.append(request.index_k[history.cached + row - start])
                 done.append(row)
         start = stop
-    return Expected(tuple(done), torch.stack(outputs), tuple(picks))
+    keys = torch.stack(index_k) if shape.is_dsa else None
+    return Expected(tuple(done), torch.stack(outputs), tuple(picks), torch.stack(latent), keys)
 
 
 class _Request:
@@ -117,6 +136,7 @@ class _Request:
         c_kv = a[:, shape.q_lora_rank : shape.q_lora_rank + shape.kv_lora_rank]
         c_kv = _rms_norm(c_kv, self.w["kv_a_layernorm.weight"], shape.rms_norm_eps)
         k_rope = _rotate_pairs(a[:, -rope:], angle)
+        self.latent = torch.cat((c_kv, k_rope), dim=-1)  # [new, kv_lora + rope]
 
         past = history.latent.float()
         c_kv = torch.cat((past[:, : shape.kv_lora_rank], c_kv))  # [total, kv_lora]
