@@ -1,8 +1,8 @@
 """Everything Op 2 knows of a batch: host counts and fixed-address device buffers.
 
 `prepare` fills pinned host twins and copies them, non-blocking, into prefixes of buffers that are never re-allocated,
-so a captured graph keeps reading the right addresses. The full-KV mapping and the prefill chunks are the exceptions,
-fresh each step, as upstream: one more reason why context work is left out of decode graphs.
+so a captured graph keeps reading the right addresses. That goes for the full-KV mapping and the bounds of the prefill
+chunks too, which upstream allocates afresh each step: a full graph with context requests would replay dead pointers.
 """
 
 from __future__ import annotations
@@ -43,11 +43,17 @@ class MetadataLimits:
     index_topk: int
     indexer_max_chunk_size: int = 32_768
     skip_indexer_for_short_seqs: bool = True
+    max_ctx_kv_tokens: int | None = None  # cached and new tokens of all contexts together; None: no tighter limit
+
+    @property
+    def ctx_kv_tokens(self) -> int:
+        loose = self.max_num_requests * self.max_seq_len
+        return loose if self.max_ctx_kv_tokens is None else min(self.max_ctx_kv_tokens, loose)
 
 
 @dataclass(frozen=True)
 class DeviceChunk:
-    """A Chunk whose causal bounds are on the device; int32."""
+    """A Chunk whose causal bounds are on the device: int32 views at fixed addresses."""
 
     plan: Chunk
     ks: Tensor
@@ -72,6 +78,12 @@ class AttnMetadata:
         self._latent_rows = Twin((tokens,), torch.int64, device)
         self._cu_seqlen_ks = Twin((tokens,), torch.int32, device)
         self._cu_seqlen_ke = Twin((tokens,), torch.int32, device)
+        self._chunk_ks = Twin((tokens,), torch.int32, device)
+        self._chunk_ke = Twin((tokens,), torch.int32, device)
+        ctx_kv_tokens = limits.ctx_kv_tokens
+        self._fullkv_fp8 = Twin((ctx_kv_tokens,), torch.int64, device)
+        self._fullkv_scale = Twin((ctx_kv_tokens,), torch.int64, device)
+        self._ctx_kv_rows = Twin((ctx_kv_tokens,), torch.int64, device)
         width = limits.index_topk or limits.max_seq_len
         self.dense_topk = torch.full((tokens, width), -1, dtype=torch.int32, device=device)
         self._uploaded = torch.cuda.Event() if device.type == "cuda" else None
@@ -79,16 +91,13 @@ class AttnMetadata:
 
     def _clear(self) -> None:
         self.num_contexts = self.num_generations = 0
-        self.num_ctx_tokens = self.num_tokens = 0
+        self.num_ctx_tokens = self.num_tokens = self.num_ctx_kv_tokens = 0
         self.max_ctx_kv_len = self.max_gen_kv_len = 0
         self.next_n = 1
         self.ctx_lens: tuple[tuple[int, int], ...] = ()  # (new, total) tokens of each context request
         self.has_cached_context = False
         self.skip_indexer_for_ctx_reqs = self.skip_indexer_for_gen_reqs = False
         self.prefill_chunks: tuple[DeviceChunk, ...] | None = None
-        self.slot_mapping_fp8_fullkv = self._slot_mapping_fp8.device
-        self.slot_mapping_scale_fullkv = self._slot_mapping_scale.device
-        self.ctx_kv_rows = self._latent_rows.device
 
     # Prefix views of the fixed buffers; their addresses never change.
     @property
@@ -130,6 +139,22 @@ class AttnMetadata:
     @property
     def cu_seqlen_ke(self) -> Tensor:
         return self._cu_seqlen_ke.device[: self.num_ctx_tokens]
+
+    @property
+    def slot_mapping_fp8_fullkv(self) -> Tensor:
+        """[cached and new tokens of all contexts] int64; without cached tokens, that of the new ones."""
+        twin = self._fullkv_fp8 if self.has_cached_context else self._slot_mapping_fp8
+        return twin.device[: self.num_ctx_kv_tokens]
+
+    @property
+    def slot_mapping_scale_fullkv(self) -> Tensor:
+        twin = self._fullkv_scale if self.has_cached_context else self._slot_mapping_scale
+        return twin.device[: self.num_ctx_kv_tokens]
+
+    @property
+    def ctx_kv_rows(self) -> Tensor:
+        """[cached and new tokens of all contexts] int64: flat latent rows of layer 0, request after request."""
+        return self._ctx_kv_rows.device[: self.num_ctx_kv_tokens]
 
     @property
     def num_bytes(self) -> int:
@@ -198,6 +223,7 @@ class AttnMetadata:
             ("num_tokens", batch.num_tokens, limits.max_num_tokens),
             ("requests", len(batch.requests), limits.max_num_requests),
             ("kv_len", batch.max_kv_len, limits.max_seq_len),
+            ("context kv_len together", sum(r.kv_len for r in batch.contexts), limits.ctx_kv_tokens),
         ):
             if got > most:
                 raise ValueError(f"{name}: expected at most {most}, got {got}")
@@ -208,6 +234,7 @@ class AttnMetadata:
     def _count(self, batch: Batch) -> None:
         self.num_contexts, self.num_generations = len(batch.contexts), len(batch.generations)
         self.num_ctx_tokens, self.num_tokens = batch.num_ctx_tokens, batch.num_tokens
+        self.num_ctx_kv_tokens = sum(r.kv_len for r in batch.contexts)
         self.max_ctx_kv_len = max((r.kv_len for r in batch.contexts), default=0)
         self.max_gen_kv_len = max((r.kv_len for r in batch.generations), default=0)
         self.next_n = batch.generations[0].new_tokens if batch.generations else 1
@@ -229,30 +256,22 @@ class AttnMetadata:
         positions = torch.arange(int(lengths.sum())) - (lengths.cumsum(0) - lengths)[req_idx]
         block_id, in_block = cache.slots(table, req_idx, positions)
         rows = cache.latent_slot_rows(block_id, in_block, self.caches.stride_factor)
-        self.ctx_kv_rows = self._fresh(rows)
+        self._ctx_kv_rows.upload(rows)
         if self.has_cached_context:
             fp8, scale = cache.index_slot_bytes(block_id, in_block)
-            self.slot_mapping_fp8_fullkv, self.slot_mapping_scale_fullkv = (
-                self._fresh(fp8),
-                self._fresh(scale),
-            )
+            self._fullkv_fp8.upload(fp8)
+            self._fullkv_scale.upload(scale)
 
         chunks = split_prefill_chunks(batch.contexts, self.limits.indexer_max_chunk_size)
         if len(chunks) == 1 and not self.has_cached_context:
             return  # one pass straight from the freshly quantised keys
+        # The chunks cut the context tokens without gap or overlap, so their bounds lie end to end.
+        self._chunk_ks.upload(torch.tensor([ks for chunk in chunks for ks in chunk.ks], dtype=torch.int32))
+        self._chunk_ke.upload(torch.tensor([ke for chunk in chunks for ke in chunk.ke], dtype=torch.int32))
+        bounds = self._chunk_ks.device, self._chunk_ke.device
         self.prefill_chunks = tuple(
-            DeviceChunk(
-                chunk,
-                self._fresh(torch.tensor(chunk.ks, dtype=torch.int32)),
-                self._fresh(torch.tensor(chunk.ke, dtype=torch.int32)),
-            )
-            for chunk in chunks
+            DeviceChunk(chunk, *(buffer[chunk.q_start : chunk.q_end] for buffer in bounds)) for chunk in chunks
         )
-
-    def _fresh(self, values: Tensor) -> Tensor:
-        if self.device.type == "cuda":
-            values = values.pin_memory()
-        return values.to(self.device, non_blocking=True)
 
     def _fill_dense_topk(self) -> None:
         """Rows 0..position, then -1: what the indexer would select while everything fits in index_topk."""

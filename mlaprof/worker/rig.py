@@ -66,6 +66,7 @@ class Rig:
                 index_topk=shape.index_topk,
                 indexer_max_chunk_size=spec.options.indexer_max_chunk_size,
                 skip_indexer_for_short_seqs=spec.options.skip_indexer_for_short_seqs,
+                max_ctx_kv_tokens=max(sum(request.kv_len for request in contexts) for contexts, _ in requests),
             ),
             self.caches,
             self.device,

@@ -65,7 +65,7 @@ def test_a20_buffers_keep_their_addresses_and_take_prefixes(tiny):
     """Whatever the batch, no buffer is re-allocated; a smaller batch leaves the rows behind it alone."""
     metadata = tiny.metadata
     before = metadata.addresses()
-    assert len(before) == 10
+    assert len(before) == 15
     tiny.load(tiny.batch([(100, 0)]))
     tail = metadata._slot_mapping_fp8.device[10:100].clone()
     for lengths in BATCHES:
@@ -77,6 +77,32 @@ def test_a20_buffers_keep_their_addresses_and_take_prefixes(tiny):
     tiny.load(tiny.batch([(100, 0)]))
     tiny.load(tiny.batch([(10, 0)], seed=5))
     assert torch.equal(tail, metadata._slot_mapping_fp8.device[10:100])
+
+
+def test_a20_context_buffers_stay_where_a_captured_graph_reads_them(tiny):
+    """Full-KV slots, latent rows and chunk bounds of the next batch of the same shape are at the same addresses."""
+
+    def addresses(seed: int) -> tuple[int, ...]:
+        tiny.load(tiny.batch([(70, 90), (33, 65)], seed=seed))
+        metadata = tiny.metadata
+        assert metadata.prefill_chunks is not None
+        bounds = [bound for chunk in metadata.prefill_chunks for bound in (chunk.ks, chunk.ke)]
+        views = (metadata.slot_mapping_fp8_fullkv, metadata.slot_mapping_scale_fullkv, metadata.ctx_kv_rows, *bounds)
+        return tuple(view.data_ptr() for view in views)
+
+    first = addresses(1)
+    tiny.load(tiny.batch([(100, 0)]))
+    assert addresses(2) == first
+
+
+def test_a20_a_tighter_limit_on_context_tokens_is_kept(tiny):
+    """The context buffers need not hold every request at full length; a batch beyond them is refused."""
+    limits = replace(tiny.metadata.limits, max_ctx_kv_tokens=100)
+    metadata = AttnMetadata(limits, tiny.caches, tiny.device)
+    metadata.prepare(tiny.batch([(40, 60)]))
+    assert metadata.ctx_kv_rows.shape == (100,)
+    with pytest.raises(ValueError, match="context kv_len together: expected at most 100, got 101"):
+        metadata.prepare(tiny.batch([(40, 61)]))
 
 
 def test_a20_every_buffer_has_its_final_size_and_dtype_from_the_start(tiny):
@@ -98,6 +124,11 @@ def test_a20_every_buffer_has_its_final_size_and_dtype_from_the_start(tiny):
         "latent_rows": ((tokens,), torch.int64),
         "cu_seqlen_ks": ((tokens,), torch.int32),
         "cu_seqlen_ke": ((tokens,), torch.int32),
+        "chunk_ks": ((tokens,), torch.int32),
+        "chunk_ke": ((tokens,), torch.int32),
+        "fullkv_fp8": ((requests * limits.max_seq_len,), torch.int64),
+        "fullkv_scale": ((requests * limits.max_seq_len,), torch.int64),
+        "ctx_kv_rows": ((requests * limits.max_seq_len,), torch.int64),
     }
     sizes = {torch.int32: 4, torch.int64: 8}
     total = sum(sizes[dtype] * torch.Size(shape).numel() for shape, dtype in described.values())

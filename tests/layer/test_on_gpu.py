@@ -40,7 +40,9 @@ def test_the_layer_agrees_with_the_oracle_at_the_model_s_size(big, name):
         output, [probed] = verify.probe(big.split, hidden, positions)
         checks = verify.against_oracle(probed, big.weights[0], batch, big.caches, positions, context)
     assert verify.finite("output", output).passed
-    assert len(checks) == 3
+    assert {"worst row error vs oracle", "top-k sets missing vs oracle"} <= {
+        check.name.split(": ")[1] for check in checks
+    }
     assert [check for check in checks if not check.passed] == []
 
 
