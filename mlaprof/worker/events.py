@@ -35,11 +35,22 @@ def measurement(job: Job, point: Point, outcome: Outcome, **found: object) -> Me
 
 
 def failure(job: Job, point: Point, stage: Stage, error: Exception) -> Measurement:
-    """What went wrong, as data. A mode that this batch cannot be captured in is `skipped`, anything else `failed`."""
-    if isinstance(error, CaptureError):
+    """What went wrong, as data. A mode that this batch cannot be captured in is `skipped`, anything else `failed`.
+
+    Memory that ran out during a capture is no verdict on the mode, so that is `failed`.
+    """
+    if isinstance(error, CaptureError) and not _out_of_memory(error):
         return measurement(job, point, Outcome(status="skipped", stage=stage, reason=str(error)))
     reason = " ".join(f"{type(error).__name__}: {error}".split())
     return measurement(job, point, Outcome(status="failed", stage=stage, reason=reason[:2000]))
+
+
+def _out_of_memory(error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, torch.OutOfMemoryError):
+            return True
+        error = error.__cause__
+    return False
 
 
 def recover(job: Job) -> None:

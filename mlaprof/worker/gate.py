@@ -36,8 +36,8 @@ class Gate:
                 eager.append(arm.stack(*rig.buffers.slice(self._rows(arm)))[:num_tokens].clone())
             rig.load_hidden(0, num_tokens)
             checks = self._prove_eager(arm, eager)
-            for number, (want, got) in enumerate(zip(eager, captured, strict=False)):
-                checks.append(verify.same_bits(f"input set {number}", want, got))
+            for number, got in enumerate(captured):
+                checks.append(verify.same_bits(f"input set {number}", eager[number], got))
         return tuple(checks)
 
     def _captured_outputs(self, arm: Arm) -> list[Tensor]:
@@ -62,7 +62,9 @@ class Gate:
         _, probes = verify.probe(arm.stack, hidden, positions)
         for probed, weights in zip(probes, rig.weights, strict=True):
             checks += verify.against_oracle(probed, weights, self._batch, rig.caches, positions, arm.context)
-        self._proven[key] = eager
+        # Only what passed: a wrong output that a later arm repeats bit for bit is wrong there too.
+        if all(check.passed for check in checks):
+            self._proven[key] = eager
         return checks
 
     def _rows(self, arm: Arm) -> int:

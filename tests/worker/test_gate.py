@@ -137,10 +137,10 @@ def test_an_eager_arm_that_differs_from_the_proven_one_is_caught(rig, gate, arms
     assert failed(gate.check(arms["split_eager"]))
 
 
-def _scaled(real: Callable[..., list[Tensor]]) -> Callable[..., list[Tensor]]:
+def _scaled(real: Callable[..., list[Tensor]], factor: float = 1.01) -> Callable[..., list[Tensor]]:
     def wrong(self: object, *args: object) -> list[Tensor]:
         q, *rest = real(self, *args)
-        return [q * 1.01, *rest]
+        return [q * factor, *rest]
 
     return wrong
 
@@ -150,3 +150,11 @@ def test_the_first_eager_arm_meets_the_oracle(gate, arms, monkeypatch):
     attn = arms["monolithic_eager"].stack.attention["0"]
     monkeypatch.setattr(type(attn), "_append_latent", lambda self, *args: None)
     assert "layer 0: latent rows written" in failed(gate.check(arms["monolithic_eager"]))
+
+
+def test_an_arm_that_repeats_a_wrong_output_bit_for_bit_is_wrong_too(gate, arms, monkeypatch):
+    """Only what passed the oracle is a yardstick for the next arm, eager or captured."""
+    attn = arms["monolithic_eager"].stack.attention["0"]
+    monkeypatch.setattr(type(attn), "dsa_proj", _scaled(type(attn).dsa_proj, 2.0))
+    for mode in ("monolithic_eager", "split_eager", "monolithic_eager"):
+        assert "layer 0: worst row error vs oracle" in failed(gate.check(arms[mode])), mode

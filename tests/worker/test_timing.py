@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from mlaprof.capture.graphs import CaptureError
 from mlaprof.capture.runners import FullRunner
 from mlaprof.kernels import reference
 from mlaprof.layer.mla import MLA
@@ -212,6 +213,22 @@ def test_what_cannot_be_captured_is_skipped_with_the_op_named(
     assert "aten::_local_scalar_dense" in found["full"].outcome.reason
     for mode in EAGER:
         sound(found[mode])
+
+
+def test_memory_that_runs_out_during_a_capture_is_a_failure(planned, measured, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another day it may fit: `skipped` would say that the mode cannot be captured."""
+
+    def too_large(self: FullRunner, sizes: list[int]) -> None:
+        try:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        except torch.OutOfMemoryError as error:
+            raise CaptureError("full graph of 3 tokens: CUDA out of memory") from error
+
+    monkeypatch.setattr(FullRunner, "prepare", too_large)
+    (job,) = planned("sweep: {num_tokens: 3, mode: [full]}").jobs
+    outcome = measured(job)["full"].outcome
+
+    assert (outcome.status, outcome.stage) == ("failed", "capture") and "out of memory" in outcome.reason
 
 
 @pytest.mark.parametrize("stage", ["capture", "verify"])
