@@ -19,10 +19,12 @@ from mlaprof.layer.mla import MLA, NUM_PROJ_TENSORS
 from mlaprof.layer.stack import Stack
 from mlaprof.records import Check
 
-# bf16 products in series against fp32: 0.006 on V3.2's geometry; a wrong page, scale or rotation gives 0.1 and more.
-MAX_ROW_ERROR = 0.03  # worst row of |out - ref| / |ref|
+# bf16 products in series against fp32. The largest of 168 layer checks on an H100 (2026-11-23, V3.2 and GLM-5, TP1 and
+# TP8, 1 to 8192 tokens) were 0.0114 for a row, 0.038 for an index key and 0.023 for the top-k; a wrong page, scale or
+# rotation gives 0.1 and more.
+MAX_ROW_ERROR = 0.02  # worst row of |out - ref| / |ref|
 MAX_KEY_ERROR = 0.08  # of a cached index key: e4m3 keeps 3 bits, and an amax at a power of two may round either way
-MAX_TOPK_MISS = 0.10  # 1 - mean Jaccard of the selected sets; upstream's own prefill test allows as much
+MAX_TOPK_MISS = 0.05  # 1 - mean Jaccard of the selected sets; upstream's own decode test demands as much
 SAMPLED_ROWS = 16
 
 

@@ -147,7 +147,7 @@ def test_a_wrong_kernel_is_incorrect_and_has_no_time(planned, measured, monkeypa
     found = measured(job)["monolithic_eager"]
 
     assert (found.outcome.status, found.outcome.stage, found.timing) == ("incorrect", "verify", None)
-    assert "layer 0: worst row error vs oracle" in found.outcome.reason and "limit 0.03" in found.outcome.reason
+    assert "layer 0: worst row error vs oracle" in found.outcome.reason and "limit 0.02" in found.outcome.reason
     assert any(not check.passed for check in found.checks)
 
 
