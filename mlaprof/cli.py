@@ -77,6 +77,21 @@ class Listing(StrEnum):
     runs = "runs"
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        out.print(f"mlaprof {__version__}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def mlaprof(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """What every command shares."""
+
+
 @app.command()
 def sweep(
     config: Annotated[Path | None, typer.Argument(help="The study, a YAML file; not needed with --resume.")] = None,

@@ -19,7 +19,7 @@ from types import ModuleType
 
 import pytest
 
-from mlaprof import cli, store
+from mlaprof import __version__, cli, store
 from mlaprof.machine.child import Child
 from mlaprof.records import Job, Run
 from mlaprof.sweep import spawn_worker, sweep
@@ -746,3 +746,7 @@ def test_compare_refuses_an_emulated_run_beside_a_real_one(
         answer = mlaprof("compare", *pair)
         assert answer.code == 4
         assert "MISMATCH device" in answer.out
+
+
+def test_the_version_is_told(mlaprof: Mlaprof) -> None:
+    assert mlaprof("--version") == Answer(0, f"mlaprof {__version__}\n", "")
