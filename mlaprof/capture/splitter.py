@@ -11,6 +11,7 @@ count, as engines do once their guards are dropped.
 
 from __future__ import annotations
 
+import copy
 import functools
 import operator
 import re
@@ -180,10 +181,15 @@ def trace(module: nn.Module, example_inputs: Sequence[Tensor]) -> Traced:
     if len(counts) != 1 or min(counts) < 2:
         raise ValueError(f"example_inputs: expected one num_tokens >= 2, got {sorted(counts)}")
 
-    seen: list[tuple[fx.GraphModule, Sequence[object]]] = []
+    found: list[Traced | CaptureError] = []
 
     def backend(graph_module: fx.GraphModule, arguments: Sequence[object]) -> Any:
-        seen.append((graph_module, arguments))
+        # A failed backend's graph is emptied (torch 2.15), so it is read here, in a copy.
+        own = fx.GraphModule(graph_module, copy.deepcopy(graph_module.graph))
+        try:
+            found.append(_bind(own, arguments, views))
+        except CaptureError as error:
+            found.append(error)
         raise RuntimeError("the graph is all that was wanted")
 
     views = [tensor[:] for tensor in example_inputs]  # marks stay off the caller's tensors
@@ -195,12 +201,13 @@ def trace(module: nn.Module, example_inputs: Sequence[Tensor]) -> Traced:
     try:
         compiled(*views)
     except Exception as error:
-        if not seen:
+        if not found:
             raise CaptureError(f"cannot trace the module: {_reason(error)}", op=_user_line(error)) from error
-    if not seen:
+    if not found:
         raise CaptureError("cannot trace the module: it computes nothing on its inputs")
-    (graph_module, arguments) = seen[0]
-    return _bind(graph_module, arguments, views)
+    if isinstance(found[0], CaptureError):
+        raise found[0]
+    return found[0]
 
 
 def split(traced: Traced, *, boundaries: Collection[str], stops: Collection[str] = STOPS) -> Partition:

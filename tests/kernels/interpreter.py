@@ -4,8 +4,9 @@ TRITON_INTERPRET must be set before triton is imported and then holds for the wh
 in a child: it reads (module, function, args, kwargs) from stdin and answers (outcome, args, kwargs) on stdout.
 
 Two things are numerically wrong in the interpreters of Triton 3.6 to 3.9 and are replaced here: casts from and to e4m3
-(127.99 became 64) and tl.dot of bf16 operands (multiplied as integers). `python interpreter.py stock` runs without the
-repairs, for the test that notices when a release no longer needs them.
+(127.99 became 64) and tl.dot of bf16 operands (multiplied as integers). A third is refused by 3.9 alone: a mask made of
+a vector's and a scalar's condition, which the compiler takes. `python interpreter.py stock` runs without the repairs,
+for the test that notices when a release no longer needs them.
 """
 
 from __future__ import annotations
@@ -92,6 +93,12 @@ def repair() -> None:
         product = np.matmul(as_fp32(a), as_fp32(b), dtype=d.data.dtype)
         return stock.TensorHandle(product + d.data, d.dtype.scalar)
 
+    masked_load = stock.InterpreterBuilder.create_masked_load
+
+    def create_masked_load(self: Any, ptrs: Any, mask: Any, *rest: Any) -> Any:
+        return masked_load(self, ptrs, stock.TensorHandle(mask.data.astype(bool), mask.dtype), *rest)
+
+    stock.InterpreterBuilder.create_masked_load = create_masked_load
     stock._convert_float = convert_float
     stock.InterpreterBuilder.create_dot = create_dot
 

