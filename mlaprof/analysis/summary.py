@@ -32,7 +32,9 @@ from mlaprof.study import MODES, PHASES, Mode, Phase
 
 CellStatus = Literal[Status, "missing"]
 Bound = Literal["host", "device"]
-FindingKind = Literal["incorrect", "failed", "missing", "partial", "noisy", "throttled", "host_bound", "emulated"]
+FindingKind = Literal[
+    "incorrect", "failed", "missing", "partial", "noisy", "throttled", "self_synchronising", "host_bound", "emulated"
+]
 
 BASELINE: Mode = "monolithic_eager"
 NOISY_HALF_WIDTH = 0.02  # of the median; beyond it a difference of a few per cent is not there to be seen
@@ -88,6 +90,11 @@ class Cell:
         return self.device_s is not None
 
     @property
+    def self_synchronising(self) -> bool:
+        """Most samples could not be queued whole before the device reached them; a few are hiccups of the host."""
+        return self.device_s is not None and 2 * self.unfilled > self.device_s.n
+
+    @property
     def submit_ratio(self) -> float | None:
         """submit_s / device_s of the medians; None unless both clocks measured a time of their own.
 
@@ -95,7 +102,7 @@ class Cell:
         """
         if self.emulated or not self.device_s or not self.submit_s or self.device_s.median <= 0:
             return None
-        return None if 2 * self.unfilled > self.device_s.n else self.submit_s.median / self.device_s.median
+        return None if self.self_synchronising else self.submit_s.median / self.device_s.median
 
     @property
     def bound(self) -> Bound | None:
@@ -395,6 +402,7 @@ def _findings(cells: list[Cell]) -> tuple[Finding, ...]:
         Finding("partial", keys(c for c in cells if c.notes)),
         Finding("throttled", keys(c for c in cells if c.throttled)),
         Finding("noisy", keys(c for c in cells if c.device_s and c.device_s.half_width > NOISY_HALF_WIDTH)),
+        Finding("self_synchronising", keys(c for c in cells if c.self_synchronising)),
         Finding("host_bound", keys(c for c in cells if c.bound == "host")),
         Finding("emulated", keys(c for c in cells if c.emulated and c.timed)),
     ]

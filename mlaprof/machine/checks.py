@@ -8,7 +8,7 @@ from mlaprof.machine.environment import built_for_cuda
 from mlaprof.records import Device, Environment
 
 # The Triton that each torch release was built and tested with.
-TRITON_OF_TORCH = {"2.11": "3.6", "2.13": "3.7"}
+TRITON_OF_TORCH = {"2.11": "3.6", "2.13": "3.7", "2.15": "3.9"}
 
 MIN_COMPUTE_CAPABILITY = (9, 0)  # the tiles are drawn up for Hopper
 

@@ -38,6 +38,11 @@ def finding(found: Finding, summary: Summary) -> str:
             cells_by_key = {cell.key: cell for cell in summary.cells}
             names = sorted({name for key in found.keys for name in cells_by_key[key].clock_events})
             return f"{cells} ran while the GPU slowed its clock ({', '.join(names)}). See `mlaprof doctor`."
+        case "self_synchronising":
+            return (
+                f"{cells} with a step that waits for the device itself: its device time holds launch gaps, its submit "
+                "time waits. Find the synchronisation with torch.cuda.set_sync_debug_mode, and sweep again."
+            )
         case "host_bound":
             ratios = {cell.key: cell.submit_ratio for cell in summary.cells if cell.submit_ratio}
             worst = max(found.keys, key=lambda key: ratios[key])

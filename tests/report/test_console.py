@@ -67,6 +67,17 @@ def test_one_host_bound_cell_is_singular(fake_runs: ModuleType, printed: Printed
     assert "warning: 1 cell is host-bound" in text() and "host 100x" in text()
 
 
+@pytest.mark.parametrize("unfilled,warned", [(0, False), (2, False), (50, True)], ids="{} unfilled".format)
+def test_a_step_that_synchronises_itself_is_told(
+    fake_runs: ModuleType, printed: Printed, unfilled: int, warned: bool
+) -> None:
+    """A few samples that the host was late for are hiccups; most of them are a wait inside the step."""
+    console, text = printed(1000)
+    measured = fake_runs.timing(fake_runs.point(), 1e-4, 7.3e-4, unfilled=unfilled)
+    print_summary(summarize(fake_runs.make_run([measured])), console)
+    assert ("warning: 1 cell with a step that waits for the device itself" in text()) == warned
+
+
 def test_an_emulated_run_has_no_bound(fake_runs: ModuleType, printed: Printed) -> None:
     console, text = printed(160)
     print_summary(summarize(fake_runs.make_run(fake_runs.sweep(fake_runs.laptop()), device="cpu")), console)
