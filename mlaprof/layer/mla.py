@@ -163,7 +163,8 @@ class MLA(nn.Module):
     ) -> None:
         """Op 2: cut to the true token count, update both caches, select, attend; writes output[:num_tokens].
 
-        Rows of output beyond num_tokens are not touched.
+        Rows of output beyond num_tokens are not touched. latent_cache repeats compressed_kv and k_pe, for upstream's
+        append kernel; here the cached row is built from those two.
         """
         assert self.indexer is not None, "mla_dsa_attn_inplace: expected a layer with an indexer, got plain MLA"
         metadata = context.metadata
