@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from mlaprof.capture.buffers import InputBuffers
 from mlaprof.capture.graphs import CaptureError, GraphMaker
-from mlaprof.capture.splitter import STOPS, Partition, Segment, split, trace
+from mlaprof.capture.splitter import STOPS, Partition, Segment, split
+from mlaprof.capture.trace import trace
 
 WARMUP_CALLS = 3
 

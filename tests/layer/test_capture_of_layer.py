@@ -14,7 +14,8 @@ from mlaprof.capture.buffers import InputBuffers
 from mlaprof.capture.cpu_graph import CpuGraphs
 from mlaprof.capture.graphs import GraphMaker
 from mlaprof.capture.runners import WARMUP_CALLS, EagerRunner, FullRunner, PiecewiseRunner
-from mlaprof.capture.splitter import Partition, split, trace
+from mlaprof.capture.splitter import Partition, split
+from mlaprof.capture.trace import trace
 from mlaprof.config.axes import Combination
 from mlaprof.layer.batch import Batch
 from mlaprof.layer.mla import MLA, Form
