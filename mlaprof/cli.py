@@ -23,9 +23,11 @@ from mlaprof.errors import ConfigError, MachineError, MlaprofError
 from mlaprof.machine import checks, environment
 from mlaprof.plan import Plan, expand
 from mlaprof.records import Device, Manifest, Run
-from mlaprof.report import console as screen
 from mlaprof.report import export, listing
-from mlaprof.report.figures import write_figures
+from mlaprof.report.comparison import print_comparison
+from mlaprof.report.console import print_summary
+from mlaprof.report.figures.write import write_figures
+from mlaprof.report.lines import print_error, print_line
 from mlaprof.report.progress import progress
 from mlaprof.study import Study
 from mlaprof.sweep import sweep as run_sweep
@@ -158,7 +160,7 @@ def compare(
         raise ConfigError(f"{threshold} is not a ratio", where="--threshold", hint="give a number such as 0.01")
     runs = [store.load(store.resolve(name, results)) for name in (base, new)]
     comparison = compare_runs(runs[0], runs[1], threshold=threshold)
-    screen.print_comparison(comparison, out)
+    print_comparison(comparison, out)
     raise typer.Exit(comparison.worst)
 
 
@@ -273,14 +275,12 @@ def _measure(plan: Plan, writer: store.RunWriter) -> None:
             for event in run_sweep(plan, keep=writer.append):
                 tell(event)
     except KeyboardInterrupt:
-        screen.print_line(
-            f"interrupted; what was measured is kept. Go on with: mlaprof sweep --resume {writer.path}", err
-        )
+        print_line(f"interrupted; what was measured is kept. Go on with: mlaprof sweep --resume {writer.path}", err)
         raise typer.Exit(INTERRUPTED) from None
 
 
 def _show(run: Run) -> None:
-    screen.print_summary(summarize(run), out)
+    print_summary(summarize(run), out)
 
 
 def _draw(run: Run, path: Path, folder: Path | None) -> None:
@@ -304,7 +304,7 @@ def main() -> NoReturn:
     try:
         app()
     except MlaprofError as error:
-        screen.print_error(error, err)
+        print_error(error, err)
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
         raise SystemExit(INTERRUPTED) from None

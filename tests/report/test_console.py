@@ -6,11 +6,9 @@ from typing import Any
 
 import pytest
 
-from mlaprof.analysis.compare import compare
 from mlaprof.analysis.summary import Summary, summarize
-from mlaprof.errors import ConfigError
 from mlaprof.records import Check
-from mlaprof.report.console import print_comparison, print_error, print_summary
+from mlaprof.report.console import print_summary
 
 Printed = Callable[..., Any]
 
@@ -179,69 +177,3 @@ def test_an_empty_run_prints_nothing_and_raises_nothing(fake_runs: ModuleType, p
     console, text = printed()
     print_summary(summarize(fake_runs.make_run([])), console)
     assert text() == ""
-
-
-def test_an_error_is_one_line_with_place_and_remedy(printed: Printed) -> None:
-    console, text = printed(40)
-    print_error(ConfigError("unknown key [mode]\nhere", where="a.yaml:3", hint="did you mean [modes]?"), console)
-    assert text() == "error: a.yaml:3: unknown key [mode] here; did you mean [modes]?\n"
-
-
-def test_what_else_is_wrong_follows_the_error(printed: Printed) -> None:
-    """A line each, as far as they help."""
-    console, text = printed(40)
-    error = ConfigError("first", where="a.yaml:3", hint="mend it")
-    for number in range(12):
-        error.add_note(f"a.yaml:{number}: [wrong] in some long way or other; mend it")
-    print_error(error, console)
-    first, more, *others = text().splitlines()
-    assert (first, more) == ("error: a.yaml:3: first; mend it", "and 12 more:")
-    assert others[0] == "  a.yaml:0: [wrong] in some long way or other; mend it"
-    assert len(others) == 11 and others[-1] == "  ..."
-
-
-def test_a_comparison_lists_the_gravest_first(fake_runs: ModuleType, printed: Printed) -> None:
-    def run(factor: float, broken: bool) -> Any:
-        last = fake_runs.point("full", 64)
-        return fake_runs.make_run(
-            [
-                fake_runs.timing(fake_runs.point("full", 1), 1e-4),
-                fake_runs.timing(fake_runs.point("full", 8), 1e-4 * factor),
-                fake_runs.ended(last, "failed", "IMA [rank 0]") if broken else fake_runs.timing(last, 1e-4),
-            ],
-            run_id="new" if broken else "base",
-        )
-
-    console, text = printed(120)
-    print_comparison(compare(run(1.0, False), run(1.2, True)), console)
-    out = text()
-    assert out.index("✗ FAILED") < out.index("▲ SLOWER") < out.index("= SAME") < out.index("geomean full")
-    assert "1.200" in out and "1.20x slower" in out and "IMA [rank 0]" in out
-    assert "1 FAILED, 1 SLOWER, 1 SAME at a threshold of 1.0%" in out
-
-
-def test_a_mismatch_is_said_on_top(fake_runs: ModuleType, printed: Printed) -> None:
-    at = fake_runs.point()
-    other = fake_runs.H100.model_copy(update={"name": "NVIDIA H200", "driver": "590.0"})
-    base = fake_runs.make_run([fake_runs.timing(at, 1e-4)])
-    new = fake_runs.make_run([fake_runs.timing(at, 1e-4)], gpus=(other,))
-    console, text = printed(120)
-    print_comparison(compare(base, new), console)
-    lines = text().splitlines()
-    assert lines[2].startswith("MISMATCH processor: NVIDIA H100 80GB HBM3 -> NVIDIA H200")
-    assert "note: driver: 580.1 -> 590.0" in lines
-
-
-@pytest.mark.parametrize("width", [80, 50])
-def test_a_comparison_fits_a_narrow_terminal(fake_runs: ModuleType, printed: Printed, width: int) -> None:
-    run = fake_runs.make_run(fake_runs.sweep(fake_runs.h100(sizes=(1, 4096))))
-    console, text = printed(width)
-    print_comparison(compare(run, run), console)
-    assert max(len(line) for line in text().splitlines()) <= width
-
-
-def test_comparing_nothing_says_so(fake_runs: ModuleType, printed: Printed) -> None:
-    run = fake_runs.make_run([])
-    console, text = printed()
-    print_comparison(compare(run, run), console)
-    assert "no cell was timed" in text()

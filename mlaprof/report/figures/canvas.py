@@ -1,0 +1,57 @@
+"""What every figure shares: its size, its style, its title and its caption."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from mlaprof.analysis.summary import Group, Summary
+from mlaprof.report import sentences
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+WIDTH_IN, HEIGHT_IN, DPI = 8.0, 5.2, 200
+
+RC: dict[Any, Any] = {  # of matplotlib, while figures are drawn
+    "svg.hashsalt": "mlaprof",  # with no date in the file, the same run draws the same bytes
+    "text.parse_math": False,  # a dollar sign in a name is a dollar sign
+    "font.size": 10,
+    "axes.titlesize": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#E4E4E4",
+    "grid.linewidth": 0.8,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "legend.fontsize": 9.5,
+    "figure.facecolor": "white",
+}
+
+
+def canvas(
+    summary: Summary,
+    group: Group,
+    title: str,
+    *,
+    rows: int = 1,
+    height_in: float = HEIGHT_IN,
+    timed: bool = True,
+    note: str = "",
+) -> tuple[Figure, Any]:
+    """A figure with `rows` axes, its title and place above, and below the caption that every figure carries.
+
+    timed: the caption tells how the times were taken; `note` is its last line. One row gives an Axes, more an array.
+    """
+    from matplotlib.figure import Figure as NewFigure
+
+    figure = NewFigure(figsize=(WIDTH_IN, height_in), layout="constrained")
+    caption = f"{sentences.processor(summary)} | {group.preset} | run {summary.run_id}"
+    if timed:
+        caption = f"{caption}\n{sentences.conditions(summary, group.cells)}{sentences.left_out(group.cells)}"
+    caption = f"{caption}\n{note}" if note else caption
+    place = sentences.placed(group.phase, group.context_len)
+    stamp = " (emulated on a CPU)" if timed and summary.emulated else ""
+    figure.suptitle(f"{title}: {place}{stamp}", x=0.012, ha="left", fontsize=12.5, fontweight="bold")
+    figure.supxlabel(caption, x=0.012, ha="left", fontsize=8.5, color="#444444")
+    return figure, figure.subplots(rows, 1)
