@@ -43,17 +43,21 @@ class Bootstrap:
 
     @property
     def estimate(self) -> Estimate:
+        """The value with its interval; of one or two samples that is their range."""
         low, high = np.percentile(self.draws, LEVEL)
         # The interval of few samples may miss its own value by rounding.
         return Estimate(self.value, min(float(low), self.value), max(float(high), self.value), self.n)
 
 
-def bootstrap(samples: Sequence[float], *, seed: int = 0) -> Bootstrap:
+def bootstrap(samples: Sequence[float], *, seed: int) -> Bootstrap:
     """The median of `samples` and its draws. Series that are to be combined need different seeds.
 
     Raises ValueError on no samples or on one that is not finite.
     """
-    values = _checked("samples", samples)
+    values = np.asarray(samples, dtype=np.float64)
+    if values.ndim != 1 or not values.size or not np.isfinite(values).all():
+        shown = f"{list(samples[:4])}{'...' if len(samples) > 4 else ''}"
+        raise ValueError(f"samples: expected one or more finite numbers, got {shown}")
     return Bootstrap(float(np.median(values)), _median_draws(values, seed), int(values.size))
 
 
@@ -76,31 +80,6 @@ def geometric_mean(ratios: Sequence[Bootstrap]) -> Bootstrap:
     return Bootstrap(value, np.exp(np.mean([np.log(each.draws) for each in ratios], axis=0)), len(ratios))
 
 
-def estimate(samples: Sequence[float], *, seed: int = 0) -> Estimate:
-    """The median of `samples` and its interval; below three samples the interval is their minimum and maximum.
-
-    Raises ValueError on no samples or on one that is not finite.
-    """
-    return bootstrap(samples, seed=seed).estimate
-
-
-def ratio(base: Sequence[float], new: Sequence[float], *, paired: bool = False, seed: int = 0) -> Estimate:
-    """median(new) / median(base) with its interval; n is the smaller number of samples.
-
-    paired: entry i of both series belongs to round i. The median of the ratios within a round is taken instead, so
-    a drift common to both arms cancels. Raises ValueError on samples that are not finite and positive, or on paired
-    series of unequal length.
-    """
-    if not paired:
-        return quotient(bootstrap(base, seed=2 * seed), bootstrap(new, seed=2 * seed + 1)).estimate
-    below, above = _checked("base", base), _checked("new", new)
-    if below.size != above.size:
-        raise ValueError(f"paired: expected series of one length, got {below.size} and {above.size}")
-    if min(below.min(), above.min()) <= 0:
-        raise ValueError(f"paired: expected positive samples, got {min(below.min(), above.min()):g}")
-    return bootstrap((above / below).tolist(), seed=seed).estimate
-
-
 def _median_draws(samples: Floats, seed: int) -> Floats:
     """Medians of DRAWS resamples of `samples` with replacement, each of the same size."""
     ordered = np.sort(samples)
@@ -114,11 +93,3 @@ def _median_draws(samples: Floats, seed: int) -> Floats:
     # The next order statistic is the smallest of the n - rank uniform numbers that lie above `lower`.
     upper = lower + (1 - lower) * rng.beta(1, n - rank, size=DRAWS)
     return (middle + ordered[np.minimum((upper * n).astype(np.intp), n - 1)]) / 2
-
-
-def _checked(name: str, samples: Sequence[float] | Floats) -> Floats:
-    values = np.asarray(samples, dtype=np.float64)
-    if values.ndim != 1 or not values.size or not np.isfinite(values).all():
-        shown = f"{list(samples[:4])}{'...' if len(samples) > 4 else ''}"
-        raise ValueError(f"{name}: expected one or more finite numbers, got {shown}")
-    return values
