@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from mlaprof import store
-from mlaprof.analysis.summary import Cell, summarize
+from mlaprof.analysis.cells import Cell
+from mlaprof.analysis.summary import summarize
 
 ROOT = Path(__file__).parents[1]
 REFERENCE = ROOT / "results" / "reference"

@@ -10,8 +10,9 @@ from zlib import crc32
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from mlaprof.analysis.cells import Cell, Summary
 from mlaprof.analysis.stats import Bootstrap, Estimate, bootstrap, geometric_mean, quotient
-from mlaprof.analysis.summary import Cell, Summary, summarize
+from mlaprof.analysis.summary import summarize
 from mlaprof.records import Environment, Manifest, Run
 from mlaprof.study import Mode
 

@@ -6,8 +6,8 @@ from collections import Counter
 
 from rich.console import Console
 
+from mlaprof.analysis.cells import Cell
 from mlaprof.analysis.compare import VERDICTS, Comparison, Delta, Difference
-from mlaprof.analysis.summary import Cell
 from mlaprof.report import sentences
 from mlaprof.report.columns import Column, print_columns
 from mlaprof.report.lines import keys_by_reason, print_wrapped, styled

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 from rich.console import Console
 from rich.text import Text
 
+from mlaprof.analysis.cells import BASELINE, Cell, Group, ModeMean, Summary, groups
 from mlaprof.analysis.stats import Estimate
-from mlaprof.analysis.summary import BASELINE, Cell, Group, ModeMean, Summary, groups
 from mlaprof.records import KernelResources
 from mlaprof.report import sentences
 from mlaprof.report.columns import Column, print_columns

@@ -8,8 +8,8 @@ import json
 from dataclasses import asdict
 from typing import Any
 
+from mlaprof.analysis.cells import BASELINE, Cell, Group, Summary, groups
 from mlaprof.analysis.stats import Estimate
-from mlaprof.analysis.summary import BASELINE, Cell, Group, Summary, groups
 from mlaprof.records import Record, Run
 from mlaprof.report import sentences
 from mlaprof.report.style import STATUS

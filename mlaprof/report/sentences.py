@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mlaprof.analysis.summary import NOISY_HALF_WIDTH, Cell, Finding, Summary
+from mlaprof.analysis.cells import NOISY_HALF_WIDTH, Cell, Finding, Summary
 from mlaprof.report.style import STATUS
 from mlaprof.report.units import times
 

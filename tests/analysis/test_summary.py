@@ -4,7 +4,8 @@ from types import ModuleType
 
 import pytest
 
-from mlaprof.analysis.summary import Cell, Summary, groups, summarize
+from mlaprof.analysis.cells import Cell, Summary, groups
+from mlaprof.analysis.summary import summarize
 
 
 def only(summary: Summary) -> Cell:

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from mlaprof.analysis.summary import Summary, summarize
+from mlaprof.analysis.cells import Summary
+from mlaprof.analysis.summary import summarize
 from mlaprof.records import Check
 from mlaprof.report.console import print_summary
 

@@ -7,7 +7,8 @@ from types import ModuleType
 
 import pytest
 
-from mlaprof.analysis.summary import Summary, summarize
+from mlaprof.analysis.cells import Summary
+from mlaprof.analysis.summary import summarize
 from mlaprof.records import Check, MemoryUse
 from mlaprof.report.export import MEMORY, summary_json, to_csv, to_json, to_markdown
 

@@ -4,8 +4,8 @@ from typing import get_args
 
 import pytest
 
+from mlaprof.analysis.cells import CellStatus
 from mlaprof.analysis.compare import VERDICTS, Verdict
-from mlaprof.analysis.summary import CellStatus
 from mlaprof.records import MemoryUse
 from mlaprof.report.style import MEMORY_PARTS, MODE, STATUS, VERDICT
 from mlaprof.study import MODES

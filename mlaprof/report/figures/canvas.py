@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from mlaprof.analysis.summary import Group, Summary
+from mlaprof.analysis.cells import Group, Summary
 from mlaprof.report import sentences
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from mlaprof.analysis.cells import BASELINE, Cell, Group, Summary
 from mlaprof.analysis.stats import Estimate
-from mlaprof.analysis.summary import BASELINE, Cell, Group, Summary
 from mlaprof.report.figures.canvas import HEIGHT_IN, canvas
 from mlaprof.report.style import MODE
 from mlaprof.report.units import Unit, time_unit

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from mlaprof.analysis.summary import Group, Summary
+from mlaprof.analysis.cells import Group, Summary
 from mlaprof.report.figures.canvas import canvas
 from mlaprof.report.style import MEMORY_PARTS, MEMORY_REST
 from mlaprof.report.units import significant, size_unit

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from mlaprof.analysis.summary import Cell, Group, Summary
+from mlaprof.analysis.cells import Cell, Group, Summary
 from mlaprof.records import KernelResources
 from mlaprof.report.figures.canvas import canvas
 from mlaprof.report.style import STATUS

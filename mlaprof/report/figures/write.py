@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlaprof.analysis.summary import Group, Summary, groups
+from mlaprof.analysis.cells import Group, Summary, groups
 from mlaprof.records import Run
 from mlaprof.report.figures.canvas import DPI, RC
 from mlaprof.report.figures.curves import latency, speedup

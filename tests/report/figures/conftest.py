@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 
-from mlaprof.analysis.summary import Group, Summary, groups, summarize
+from mlaprof.analysis.cells import Group, Summary, groups
+from mlaprof.analysis.summary import summarize
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,153 @@
+"""What a summary says: a Cell a Point, geometric means, findings, and how cells belong together on a page."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from mlaprof.analysis.stats import Estimate
+from mlaprof.records import Check, Device, GraphFacts, KernelResources, MemoryUse, Status
+from mlaprof.study import MODES, Mode, Phase
+
+CellStatus = Literal[Status, "missing"]
+Bound = Literal["host", "device"]
+FindingKind = Literal[
+    "incorrect", "failed", "missing", "partial", "noisy", "throttled", "self_synchronising", "host_bound", "emulated"
+]
+
+BASELINE: Mode = "monolithic_eager"
+NOISY_HALF_WIDTH = 0.02  # of the median; beyond it a difference of a few per cent is not there to be seen
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Everything known of one Point. Seconds, bytes, hertz, watts, degrees Celsius.
+
+    A latency, and all that follows from one, is None unless outcome is ok.
+    """
+
+    key: str
+    preset: str
+    phase: Phase
+    num_tokens: int
+    context_len: int
+    mode: Mode
+    tiles: str  # the label of the choice; empty for every kernel's default
+    outcome: CellStatus
+    emulated: bool
+    stage: str = ""
+    reason: str = ""
+    notes: tuple[str, ...] = ()
+    device_s: Estimate | None = None
+    submit_s: Estimate | None = None
+    speedup: Estimate | None = None  # of device_s over BASELINE at the same cell, default tiles; above 1 is faster
+    submit_speedup: Estimate | None = None  # of submit_s, likewise; None where emulated: it would be speedup again
+    tiles_speedup: Estimate | None = None  # over the default tiles of the same mode
+    cache: Literal["cold", "warm"] | None = None
+    clock: Literal["cuda_event", "perf_counter"] | None = None
+    first_call_s: float | None = None
+    sm_clock_hz: float | None = None  # medians over the rounds; None without NVML
+    power_w: float | None = None
+    temperature_c: float | None = None
+    clock_events: tuple[str, ...] = ()  # every reason seen in any round
+    throttled: bool = False
+    unfilled: int = 0  # samples of a step that synchronises itself: submit_s holds waits for the device
+    memory: MemoryUse | None = None
+    graph: GraphFacts | None = None
+    resources: tuple[KernelResources, ...] = ()
+    checks: tuple[Check, ...] = ()
+
+    @property
+    def timed(self) -> bool:
+        """A latency may be shown."""
+        return self.device_s is not None
+
+    @property
+    def self_synchronising(self) -> bool:
+        """Most samples could not be queued whole before the device reached them; a few are hiccups of the host."""
+        return self.device_s is not None and 2 * self.unfilled > self.device_s.n
+
+    @property
+    def submit_ratio(self) -> float | None:
+        """submit_s / device_s of the medians; None unless both clocks measured a time of their own.
+
+        They do not in an emulated cell, nor where most samples are of a step that waits for the device itself.
+        """
+        if self.emulated or not self.device_s or not self.submit_s or self.device_s.median <= 0:
+            return None
+        return None if self.self_synchronising else self.submit_s.median / self.device_s.median
+
+    @property
+    def bound(self) -> Bound | None:
+        """Who sets the pace in service: the host where it needs longer to submit the step than the device to run it."""
+        ratio = self.submit_ratio
+        return None if ratio is None else "host" if ratio > 1 else "device"
+
+
+@dataclass(frozen=True)
+class ModeMean:
+    """The geometric mean of a mode's speed-ups over the token counts of one phase and context length."""
+
+    preset: str
+    phase: Phase
+    context_len: int
+    mode: Mode
+    tiles: str
+    speedup: Estimate  # n counts cells
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something a reader must know before believing a number; the sentence is written in report/."""
+
+    kind: FindingKind
+    keys: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """All cells of a run in plan order."""
+
+    run_id: str
+    created_at: str
+    command: tuple[str, ...]
+    device: Device
+    processor: str  # the GPU's name, or the CPU's on a CPU run
+    cells: tuple[Cell, ...]
+    means: tuple[ModeMean, ...]
+    findings: tuple[Finding, ...]
+
+    @property
+    def emulated(self) -> bool:
+        """Times come from the CPU's emulated capture."""
+        return any(cell.emulated for cell in self.cells)
+
+
+@dataclass(frozen=True)
+class Group:
+    """The cells that share a table or a figure: by num_tokens, then mode, default tiles first."""
+
+    preset: str
+    phase: Phase
+    context_len: int
+    cells: tuple[Cell, ...]
+    means: tuple[ModeMean, ...]
+
+
+def groups(summary: Summary) -> tuple[Group, ...]:
+    """The cells by preset, phase and context length, in the order of the plan."""
+    found: dict[tuple[str, Phase, int], list[Cell]] = {}
+    for cell in summary.cells:
+        found.setdefault((cell.preset, cell.phase, cell.context_len), []).append(cell)
+    return tuple(
+        Group(
+            *place,
+            cells=tuple(sorted(cells, key=_row_order)),
+            means=tuple(mean for mean in summary.means if (mean.preset, mean.phase, mean.context_len) == place),
+        )
+        for place, cells in found.items()
+    )
+
+
+def _row_order(cell: Cell) -> tuple[int, int, bool]:
+    return cell.num_tokens, MODES.index(cell.mode), bool(cell.tiles)  # tiles keep the order of the study
