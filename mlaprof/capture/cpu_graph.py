@@ -2,14 +2,15 @@
 
 Capture runs fn once and records the ATen calls below it with their tensors. Replay makes the same calls again, without
 the Python that led to them, and copies what they return into the tensors recorded first: fixed addresses, frozen
-control flow. Two differences from the real thing: temporaries of one pool are not re-used, so `pool_bytes` is an upper
-bound; and reads of a tensor that bypass the dispatcher (`tolist`, `numpy`) go unseen.
+control flow. Three things differ from the real one: temporaries of one pool are not re-used, so `pool_bytes` is an upper
+bound; reads of a tensor that bypass the dispatcher (`tolist`, `numpy`) go unseen; and one number written under a mask
+is held whoever made it, where a GPU holds it from the host only.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -145,8 +146,8 @@ def _refusal(func: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any])
     name = func._schema.name
     if torch.Tag.data_dependent_output in func.tags:
         return "the host waits for a value of the device, as .item() does, which a capture cannot hold"
-    if name == "aten::index" or (name in ("aten::index_put", "aten::index_put_") and args[2].numel() != 1):
-        if any(index.dtype in (torch.bool, torch.uint8) for index in args[1] if index is not None):
+    if name in ("aten::index", "aten::index_put", "aten::index_put_"):
+        if _expands_a_mask(*args[1:], **kwargs):
             return "a boolean mask has a shape that depends on data, which a capture cannot hold"
         return ""
     if name == "aten::repeat_interleave" and kwargs.get("output_size") is not None:
@@ -156,6 +157,14 @@ def _refusal(func: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any])
     if name == "aten::lift_fresh" and args[0].dim() > 0:
         return "a Python list becomes a tensor by a blocking copy, which a capture cannot hold"
     return ""
+
+
+def _expands_a_mask(indices: Sequence[Tensor | None], values: Tensor | None = None, accumulate: bool = False) -> bool:
+    """Whether indexing turns a mask into row numbers. torch writes one number under one mask by masked_fill instead."""
+    given = [index for index in indices if index is not None]
+    if all(index.dtype not in (torch.bool, torch.uint8) for index in given):
+        return False
+    return values is None or values.numel() != 1 or accumulate or len(given) > 1
 
 
 def _tensors(tree: Any) -> list[Tensor]:

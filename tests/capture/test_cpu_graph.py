@@ -10,6 +10,8 @@ pytestmark = pytest.mark.usefixtures("mode")
 
 X = torch.tensor([[1.0, -2.0], [3.0, 4.0], [0.5, -0.5]])
 
+ROWS = torch.tensor([0, 1, 0])
+
 REFUSED = {
     "item": (lambda x: x.sum().item(), "aten::_local_scalar_dense"),
     "float": (lambda x: float(x[0, 0]), "aten::_local_scalar_dense"),
@@ -22,6 +24,9 @@ REFUSED = {
     "unique": (lambda x: torch.unique(x), "aten::_unique2"),
     "mask read": (lambda x: x[x > 0], "aten::index.Tensor"),
     "mask write of many": (lambda x: (x + 0).index_put_((x > 0,), x[0, :1].expand(4)), "aten::index_put_"),
+    "mask write that adds": (lambda x: (x + 0).index_put_((x > 0,), x[0, 0], accumulate=True), "aten::index_put_"),
+    "mask write beside numbers": (lambda x: (x + 0).index_put_((x[:, 0] > 0, ROWS), x[0, 0]), "aten::index_put_"),
+    "mask of bytes": (lambda x: x[(x > 0).byte()], "aten::index.Tensor"),
     "repeat by tensor": (lambda x: x.repeat_interleave(torch.ones(3, dtype=torch.long), 0), "aten::repeat_interleave"),
     "list to tensor": (lambda x: x + torch.tensor([1.0, 2.0]), "aten::lift_fresh"),
 }
@@ -41,9 +46,17 @@ def test_what_a_capture_refuses_is_refused_by_name(name):
     assert torch.equal(X * 2, result)
 
 
+def assigned_under_a_mask(x: torch.Tensor) -> torch.Tensor:
+    y = x + 0
+    y[x > 0] = 7.0
+    return y
+
+
 HELD = {
     "index by numbers": lambda x: x[x[:, 0].long() % 3],
     "mask write of one": lambda x: (x + 0).masked_fill_(x > 0, 7.0),
+    "mask write of one number": lambda x: (x + 0).index_put_((x > 0,), torch.tensor(7.0)),
+    "mask assignment": assigned_under_a_mask,
     "repeat to a known size": lambda x: x.repeat_interleave((x[:, 0] * 0 + 2).long(), 0, output_size=6),
     "reshape that copies": lambda x: x.t().reshape(-1),
     "reshape that does not": lambda x: x.reshape(-1) * 1,
