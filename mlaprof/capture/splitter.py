@@ -154,13 +154,15 @@ def _launches(node: fx.Node) -> bool:
     """Whether the node gives the device something to do; views, sizes and allocations do not."""
     target = node.target
     name = op_name(node).partition("::")[2] or op_name(node)
-    if _mutates(target, name) or "out" in node.kwargs:
+    # Much of torch.nn.functional takes inplace=, and what it then returns looks like a view.
+    functional = getattr(target, "__module__", None) == "torch.nn.functional"
+    if functional or _mutates(target, name) or "out" in node.kwargs:
         return True
     results = [leaf for leaf in tree_leaves(example_value(node)) if isinstance(leaf, Tensor)]
     if name.startswith(("empty", "new_empty")):
         return False
     if not results:
-        return isinstance(target, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)) and "sym" not in name
+        return isinstance(target, (torch._ops.OpOverload, torch._ops.OpOverloadPacket))
     given = [leaf for value in node.all_input_nodes for leaf in tree_leaves(example_value(value))]
     storages = {leaf.untyped_storage()._cdata for leaf in given if isinstance(leaf, Tensor)}
     return any(result.untyped_storage()._cdata not in storages for result in results)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import operator
+
 import pytest
 import torch
 from torch import nn
@@ -132,14 +134,33 @@ def test_a_piece_of_views_and_allocations_needs_no_graph():
     assert kinds(partition) == ["captured", "eager", "free", "eager", "captured"]
 
 
-def test_in_place_arithmetic_is_work():
+WORK = {
+    "method": lambda y, x: y.add_(1),
+    "operator": lambda y, x: operator.iadd(y, 1),
+    "item": lambda y, x: y.__setitem__(0, 1),
+    "through a view": lambda y, x: y[:, :2].fill_(0),
+    "packet": lambda y, x: torch.ops.aten.add_(y, 1),
+    "overload": lambda y, x: torch.ops.aten.add_.Tensor(y, 1),
+    "out=": lambda y, x: torch.add(x, x, out=y),
+    "out overload": lambda y, x: torch.ops.aten.add.out(x, x, out=y),
+    "inplace=": lambda y, x: torch.nn.functional.relu(y, inplace=True),
+    "inplace by place": lambda y, x: torch.nn.functional.silu(y, True),
+    "inplace module": lambda y, x: nn.Hardtanh(inplace=True)(y),
+    "operator without result": lambda y, x: torch.ops.toy.note(y),
+}
+
+
+@pytest.mark.parametrize("name", WORK)
+def test_work_that_returns_nothing_new_is_captured(name):
+    """A piece of views alone is evaluated once; a write must be done at every step."""
+
     def forward(x, ids):
         output = attend(x)
-        output += 1
+        WORK[name](output, x)
         torch.ops.toy.attend(output, x, output)
         return output * 1
 
-    assert kinds(cut(Fn(forward)))[2] == "captured"
+    assert kinds(cut(Fn(forward))) == ["captured", "eager", "captured", "eager", "captured"]
 
 
 def test_an_eager_op_that_hands_on_a_new_tensor_is_refused():
