@@ -29,10 +29,6 @@ class InputBuffers:
     def num_bytes(self) -> int:
         return sum(tensor.numel() * tensor.element_size() for tensor in self._tensors.values())
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        return tuple(self._tensors)
-
     def slice(self, num_tokens: int) -> tuple[Tensor, ...]:
         """The first num_tokens rows of every input: views, the same objects at every call.
 

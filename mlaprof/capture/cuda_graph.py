@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from mlaprof.capture.graphs import CaptureError
+from mlaprof.capture.graphs import CaptureError, first_line
 
 T = TypeVar("T")
 TORCH = os.path.dirname(torch.__file__)
@@ -60,7 +60,7 @@ class CudaGraphs:
             except Exception as error:
                 self._abandon(graph)
                 where = _source_line(error)
-                raise CaptureError(f"{_first_line(error)} (at {where})", op=where) from error
+                raise CaptureError(f"{first_line(error)} (at {where})", op=where) from error
         graph.instantiate()
         return CudaGraph(graph), result
 
@@ -116,10 +116,6 @@ def _no_gc() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def _source_line(error: BaseException) -> str:

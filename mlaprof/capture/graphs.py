@@ -19,6 +19,12 @@ class CaptureError(RuntimeError):
         self.op = op
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says; its type where it says nothing."""
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
 class Graph(Protocol):
     """Work recorded once, replayed on the tensors it was recorded with."""
 

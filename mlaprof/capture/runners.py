@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from mlaprof.capture.buffers import InputBuffers
 from mlaprof.capture.graphs import CaptureError, GraphMaker
-from mlaprof.capture.splitter import STOPS, Partition, Segment, split
+from mlaprof.capture.splitter import Partition, Segment, split
 from mlaprof.capture.trace import trace
 
-WARMUP_CALLS = 3
+WARMUP_CALLS = 3  # before each capture, as upstream
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,10 @@ class Runner(Protocol):
         """
 
     def run(self, num_tokens: int) -> Tensor:
-        """Rows [:num_tokens] of the output. The next run overwrites them."""
+        """Rows [:num_tokens] of the output. The next run may overwrite them.
+
+        Raises ValueError on a num_tokens that the buffers, or the graphs prepared, do not serve.
+        """
 
     def facts(self, num_tokens: int) -> Prepared:
         """How run(num_tokens) would do it."""
@@ -101,13 +104,10 @@ class FullRunner:
     with the wrong batch.
     """
 
-    def __init__(
-        self, module: nn.Module, buffers: InputBuffers, graphs: GraphMaker, *, warmup: int = WARMUP_CALLS
-    ) -> None:
+    def __init__(self, module: nn.Module, buffers: InputBuffers, graphs: GraphMaker) -> None:
         self._module = module
         self._buffers = buffers
         self._graphs = graphs
-        self._warmup = warmup
         self._programs: dict[int, _Program] = {}
 
     def prepare(self, sizes: Sequence[int]) -> tuple[Prepared, ...]:
@@ -132,7 +132,7 @@ class FullRunner:
 
     def _capture(self, size: int) -> _Program:
         call = functools.partial(self._module, *self._buffers.slice(size))
-        for _ in range(self._warmup):
+        for _ in range(WARMUP_CALLS):
             call()
         try:
             graph, output = self._graphs.capture(call)
@@ -152,21 +152,12 @@ class PiecewiseRunner:
     """
 
     def __init__(
-        self,
-        module: nn.Module,
-        buffers: InputBuffers,
-        graphs: GraphMaker,
-        boundaries: Collection[str],
-        *,
-        stops: Collection[str] = STOPS,
-        warmup: int = WARMUP_CALLS,
+        self, module: nn.Module, buffers: InputBuffers, graphs: GraphMaker, boundaries: Collection[str]
     ) -> None:
         self._module = module
         self._buffers = buffers
         self._graphs = graphs
         self._boundaries = boundaries
-        self._stops = stops
-        self._warmup = warmup
         self._captured: dict[int, _Program] = {}
         self._programs: dict[int, _Program] = {}  # by true token count
 
@@ -176,7 +167,7 @@ class PiecewiseRunner:
         examples = self._buffers.slice(self._buffers.max_tokens)
         if self._buffers.max_tokens == 1:
             examples = tuple(tensor.new_empty((2, *tensor.shape[1:])) for tensor in examples)
-        return split(trace(self._module, examples), boundaries=self._boundaries, stops=self._stops)
+        return split(trace(self._module, examples), boundaries=self._boundaries)
 
     def prepare(self, sizes: Sequence[int]) -> tuple[Prepared, ...]:
         for size in (wanted := _largest_first(sizes, self._buffers)):
@@ -194,6 +185,7 @@ class PiecewiseRunner:
 
     def _choose(self, num_tokens: int) -> _Program:
         if num_tokens not in self._programs:
+            self._buffers.slice(num_tokens)  # refuses what would pad 0 or -1 to the smallest size
             sizes = sorted(self._captured)
             place = bisect_left(sizes, num_tokens)
             found = self._captured[sizes[place]].rows(num_tokens) if place < len(sizes) else self._eager(num_tokens)
@@ -210,7 +202,7 @@ class PiecewiseRunner:
     def _capture(self, size: int) -> _Program:
         partition = self.partition
         arguments = partition.traced.arguments(self._buffers.slice(size))
-        for _ in range(self._warmup):
+        for _ in range(WARMUP_CALLS):
             partition.graph_module.forward(*arguments)
 
         steps: list[Callable[[], object]] = []

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from mlaprof.capture.graphs import CaptureError
+from mlaprof.capture.graphs import CaptureError, first_line
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def trace(module: nn.Module, example_inputs: Sequence[Tensor]) -> Traced:
         compiled(*views)
     except Exception as error:
         if not found:
-            raise CaptureError(f"cannot trace the module: {_reason(error)}", op=_user_line(error)) from error
+            raise CaptureError(f"cannot trace the module: {first_line(error)}", op=_user_line(error)) from error
     if not found:
         raise CaptureError("cannot trace the module: it computes nothing on its inputs")
     if isinstance(found[0], CaptureError):
@@ -195,7 +195,9 @@ def _bind(graph_module: fx.GraphModule, arguments: Sequence[object], inputs: Seq
             raise CaptureError(f"{node.name}: a size other than the token count is left open", op=node.name)
     [result] = [node for node in graph_module.graph.nodes if node.op == "output"]
     if len(result.args[0]) != 1:
-        raise CaptureError(f"the module must return one new tensor and keep none, it has {len(result.args[0])}")
+        raise CaptureError(
+            f"the module must return one new tensor and keep none, its graph gives {len(result.args[0])}"
+        )
     assumptions = tuple(Assumption(guard.expr, _where(guard)) for guard in guards)
     return Traced(graph_module, tuple(bindings), assumptions)
 
@@ -206,11 +208,6 @@ def _pins(guard: Any) -> bool:
 
 def _where(guard: Any) -> str:
     return str(guard.sloc.maybe_user_loc or guard.sloc.framework_loc)
-
-
-def _reason(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
 
 
 def _user_line(error: BaseException) -> str:

@@ -69,7 +69,7 @@ class CudaClock:
     l2_bytes  the device's L2 size; unused when not cold
     delay_s   shortest spin
 
-    Use one clock for one set of arms. Raises ValueError on l2_bytes < 1 with cold, or delay_s outside (0, 1].
+    Raises ValueError on l2_bytes < 1 with cold, or delay_s outside (0, 1].
     """
 
     name: ClockName = "cuda_event"

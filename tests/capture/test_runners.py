@@ -185,6 +185,15 @@ def test_sizes_beyond_the_buffers_are_refused(piecewise, full, stack, buffers, s
             runner.prepare(sizes)
 
 
+@pytest.mark.parametrize("num_tokens", [0, -1, 65])
+def test_a_run_beyond_the_buffers_is_refused(piecewise, stack, buffers, num_tokens):
+    """Padding would answer 0 and -1 with rows of the smallest graph."""
+    piecewise.prepare([7])
+    for runner in (piecewise, EagerRunner(stack, buffers)):
+        with pytest.raises(ValueError, match=f"expected 1 to 64, got {num_tokens}"):
+            runner.run(num_tokens)
+
+
 def test_a_full_graph_does_not_pad(full):
     """The batch in it is frozen: another size would be silently wrong."""
     full.prepare([7])

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch._dynamo
 from torch import nn
 
 from mlaprof.capture.graphs import CaptureError
@@ -31,6 +32,14 @@ def test_a_module_that_fixes_the_token_count_is_refused_with_the_line():
     with pytest.raises(CaptureError, match="fixes the token count to 5") as caught:
         trace(Fn(forward), inputs())
     assert "x.view(5, 8).exp()  # the culprit" in caught.value.op
+
+
+def test_a_second_open_size_is_refused():
+    """A graph is asked for by its token count alone."""
+    other = torch.randn(6, 8)
+    torch._dynamo.mark_dynamic(other, 0)
+    with pytest.raises(CaptureError, match="a size other than the token count is left open"):
+        trace(Fn(lambda x, ids: x + other.sum(0)), inputs())
 
 
 def test_a_module_that_cannot_be_traced_is_refused_with_the_line():

@@ -311,9 +311,10 @@ def test_events_that_run_backwards_are_an_error_not_a_latency(gpu):
     [
         ({"cold": True, "l2_bytes": 0}, "l2_bytes: expected a positive size"),
         ({"cold": False, "l2_bytes": 0, "delay_s": 0.0}, "delay_s: expected"),
+        ({"cold": False, "l2_bytes": 0, "delay_s": 1.5}, "delay_s: expected"),
         ({"cold": False, "l2_bytes": 0, "delay_s": float("nan")}, "delay_s: expected"),
     ],
-    ids=["no L2", "no delay", "delay that is no number"],
+    ids=["no L2", "no delay", "a delay without bound", "delay that is no number"],
 )
 def test_a_clock_that_could_not_work_is_refused(gpu, arguments, complaint):
     with pytest.raises(ValueError, match=complaint):
