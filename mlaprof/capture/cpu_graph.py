@@ -2,9 +2,9 @@
 
 Capture runs fn once and records the ATen calls below it with their tensors. Replay makes the same calls again, without
 the Python that led to them, and copies what they return into the tensors recorded first: fixed addresses, frozen
-control flow. Three things differ from the real one: temporaries of one pool are not re-used, so `pool_bytes` is an upper
-bound; reads of a tensor that bypass the dispatcher (`tolist`, `numpy`) go unseen; and one number written under a mask
-is held whoever made it, where a GPU holds it from the host only.
+control flow. Three differences from the real thing: temporaries of one pool are not re-used, so `pool_bytes` is an
+upper bound; reads of a tensor that bypass the dispatcher (`tolist`, `numpy`) go unseen; and one number written under a
+mask is held whoever made it, where a GPU holds it from the host only.
 """
 
 from __future__ import annotations
