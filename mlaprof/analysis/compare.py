@@ -234,14 +234,15 @@ def _gpu_facts(environment: Environment) -> dict[str, str]:
 
 
 def _study_facts(study_yaml: str) -> dict[str, str]:
-    """The parts of a Study that change what a key means: the layer, the batch and the way of measuring."""
+    """What changes the meaning of a key: everything stored but the name, and the axes, which the key itself holds."""
     try:
         study = YAML(typ="safe").load(study_yaml)
     except YAMLError:
         return {"study": study_yaml}
     if not isinstance(study, dict):
         return {"study": study_yaml}
-    return {name: value for part in ("layer", "batch", "measure") for name, value in _leaves(part, study.get(part, {}))}
+    parts = {part: value for part, value in study.items() if part not in ("name", "sweep", "tiles")}
+    return {name: value for part, inner in parts.items() for name, value in _leaves(str(part), inner)}
 
 
 def _leaves(name: str, value: Any) -> Iterator[tuple[str, str]]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 
 from mlaprof.analysis.compare import Comparison, compare, verdict
 from mlaprof.analysis.stats import Estimate
+from mlaprof.config.load import load_study, resolved_yaml
 
 
 def pair(fake_runs: ModuleType, base_s: float, new_s: float, **changes: Any) -> Comparison:
@@ -148,6 +150,37 @@ def test_what_may_explain_a_difference_is_noted(fake_runs: ModuleType) -> None:
         "layer.num_layers": ("1", "2"),
     }
     assert compare(base, base).notes == ()
+
+
+@pytest.mark.parametrize(
+    "setting,name,values",
+    [
+        ("num_layers=3", "num_layers", ("2", "3")),
+        ("mlp=dense", "mlp", ("none", "dense")),
+        ("weights.seed=5", "weights.seed", ("0", "5")),
+        ("layer.indexer_max_chunk_size=64", "layer.indexer_max_chunk_size", ("32768", "64")),
+        ("batch.next_n=2", "batch.next_n", ("1", "2")),
+    ],
+)
+def test_a_study_as_it_is_stored_tells_what_changed_of_the_layer(
+    fake_runs: ModuleType, checkout: Path, setting: str, name: str, values: tuple[str, str]
+) -> None:
+    """Keys join by the preset's name, so depth, MLP, weights and switches must be told; axes are in the key."""
+    at, study = fake_runs.point(), checkout / "configs" / "quickstart.yaml"
+    base, new = (
+        fake_runs.make_run([fake_runs.timing(at, 1e-4)], study_yaml=resolved_yaml(load_study(study, settings=changes)))
+        for changes in ((), (setting, "name=other", "sweep.num_tokens=[1]"))
+    )
+    assert {note.name: (note.base, note.new) for note in compare(base, new).notes} == {name: values}
+
+
+def test_a_shape_of_the_same_name_is_told_by_its_dimensions(fake_runs: ModuleType, checkout: Path) -> None:
+    at, text = fake_runs.point(), resolved_yaml(load_study(checkout / "configs" / "quickstart.yaml"))
+    base, new = (
+        fake_runs.make_run([fake_runs.timing(at, 1e-4)], study_yaml=each)
+        for each in (text, text.replace("q_lora_rank: 256", "q_lora_rank: 128"))
+    )
+    assert [note.name for note in compare(base, new).notes] == ["shape.q_lora_rank"]
 
 
 @pytest.mark.parametrize("text", ["", "- a\n- b\n", "{", "just text"])
