@@ -16,6 +16,7 @@ import typer
 from rich.console import Console
 
 from mlaprof import __version__, store
+from mlaprof.analysis.cells import Summary
 from mlaprof.analysis.compare import compare as compare_runs
 from mlaprof.analysis.summary import summarize
 from mlaprof.config.load import load_study, resolved_yaml, study_from_resolved
@@ -127,8 +128,9 @@ def sweep(
     listing.print_warnings(checks.warnings(manifest.environment, manifest.device), err)
     _measure(plan, writer)
     run = store.load(path)
-    _show(run)
-    _draw(run, path, None)
+    summary = summarize(run)
+    print_summary(summary, out)
+    _draw(run, summary, path, None)
     if any(found.outcome.status in ("failed", "incorrect") for found in run.measurements):
         raise typer.Exit(SOME_FAILED)
 
@@ -140,12 +142,12 @@ def show(
     results: ResultsDir = RESULTS,
 ) -> None:
     """Print a run: its cells with medians and intervals, memory, and what failed."""
-    loaded = store.load(store.resolve(run, results))
+    summary = summarize(store.load(store.resolve(run, results)))
     if format is Format.table:
-        _show(loaded)
+        print_summary(summary, out)
         return
     text = {Format.md: export.to_markdown, Format.csv: export.to_csv, Format.json: export.to_json}
-    out.out(text[format](summarize(loaded)).rstrip("\n"), highlight=False)
+    out.out(text[format](summary).rstrip("\n"), highlight=False)
 
 
 @app.command()
@@ -172,7 +174,8 @@ def plot(
 ) -> None:
     """Draw a run's figures as PNG and SVG, and write its summary.json beside them."""
     path = store.resolve(run, results)
-    _draw(store.load(path), path, out_folder)
+    loaded = store.load(path)
+    _draw(loaded, summarize(loaded), path, out_folder)
 
 
 @app.command("list")
@@ -279,13 +282,8 @@ def _measure(plan: Plan, writer: store.RunWriter) -> None:
         raise typer.Exit(INTERRUPTED) from None
 
 
-def _show(run: Run) -> None:
-    print_summary(summarize(run), out)
-
-
-def _draw(run: Run, path: Path, folder: Path | None) -> None:
+def _draw(run: Run, summary: Summary, path: Path, folder: Path | None) -> None:
     folder = folder or (path.with_suffix("") if path.suffix else path.with_name(f"{path.name}-plots"))
-    summary = summarize(run)
     try:
         written = write_figures(run, summary, folder)
         text = folder / "summary.json"

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import reduce
 from operator import or_
 from statistics import median
+from typing import Literal
 from zlib import crc32
 
 import numpy as np
@@ -50,10 +51,11 @@ def summarize(run: Run) -> Summary:
         seen.setdefault(measurement.point.key, {})[measurement.kind] = measurement
     arms = {key: arm for key, kinds in seen.items() if (arm := _arm(key, kinds))}
 
-    cells = []
-    for key in dict.fromkeys([*expected, *seen]):
-        on_cpu = manifest.device == "cpu"
-        cells.append(_cell(key, seen.get(key, {}), expected.get(key, ()), arms, emulated=on_cpu))
+    on_cpu = manifest.device == "cpu"
+    cells = [
+        _cell(key, seen.get(key, {}), expected.get(key, ()), arms, emulated=on_cpu)
+        for key in dict.fromkeys([*expected, *seen])
+    ]
     return Summary(
         run_id=manifest.run_id,
         created_at=manifest.created_at,
@@ -177,7 +179,7 @@ def _with_timing(cell: Cell, arm: _Arm, baseline: _Arm | None, default: _Arm | N
     timing = arm.timing
     seen_events = reduce(or_, timing.clock_event_reasons, 0)
     speedup, tiles_speedup = _speedup(baseline, arm), _speedup(default, arm)
-    submit_speedup = None if cell.emulated else _submit_speedup(baseline, arm)
+    submit_speedup = None if cell.emulated else _speedup(baseline, arm, "submit_s")
     return replace(
         cell,
         device_s=arm.device_s.estimate,
@@ -197,22 +199,15 @@ def _with_timing(cell: Cell, arm: _Arm, baseline: _Arm | None, default: _Arm | N
     )
 
 
-def _speedup(slower: _Arm | None, arm: _Arm) -> Bootstrap | None:
-    """slower / arm of device_s: above 1 where `arm` is faster. None where the two cannot be compared."""
+def _speedup(slower: _Arm | None, arm: _Arm, clock: Literal["device_s", "submit_s"] = "device_s") -> Bootstrap | None:
+    """slower / arm by one of the clocks: above 1 where `arm` is faster. None where the two cannot be compared."""
     if slower is None or not _comparable(slower, arm):
         return None
-    if min(*slower.timing.device_s, *arm.timing.device_s) <= 0:
+    base: Bootstrap | None = getattr(slower, clock)
+    new: Bootstrap | None = getattr(arm, clock)
+    if base is None or new is None or min(*getattr(slower.timing, clock), *getattr(arm.timing, clock)) <= 0:
         return None
-    return _quotient(arm.device_s, slower.device_s)
-
-
-def _submit_speedup(slower: _Arm | None, arm: _Arm) -> Bootstrap | None:
-    """slower / arm of submit_s, as `_speedup`."""
-    if slower is None or not _comparable(slower, arm) or not slower.submit_s or not arm.submit_s:
-        return None
-    if min(*slower.timing.submit_s, *arm.timing.submit_s) <= 0:
-        return None
-    return _quotient(arm.submit_s, slower.submit_s)
+    return _quotient(new, base)
 
 
 def _comparable(one: _Arm, other: _Arm) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mlaprof.checkpoint import FP8_BLOCK, weight_shapes
+from mlaprof.checkpoint import FP8_BLOCK, INDEX, weight_shapes
 from mlaprof.errors import ConfigError
 from mlaprof.shapes import LayerShape
 
@@ -42,9 +42,9 @@ def checkpoint_weights(
     FP8 tensors are multiplied by their `weight_scale_inv`. Heads beyond this rank's first num_heads are left out.
     Raises ConfigError for a missing tensor or one whose shape disagrees with the study's.
     """
-    prefix = f"model.layers.{layer}."
+    prefix, checkpoint = f"model.layers.{layer}.", _Checkpoint(path)
     named = {
-        name: _read(path, prefix + name, size, tp_size=shape.tp_size).to(torch.bfloat16).to(device)
+        name: _read(checkpoint, prefix + name, size, tp_size=shape.tp_size).to(torch.bfloat16).to(device)
         for name, size in weight_shapes(shape, mlp=mlp).items()
     }
     return fuse(named, shape)
@@ -62,53 +62,30 @@ def fuse(named: dict[str, Tensor], shape: LayerShape) -> dict[str, Tensor]:
     return attn
 
 
-def _read(path: Path, name: str, size: tuple[int, ...], *, tp_size: int) -> Tensor:
-    value = _stored(path, name)
+def _read(checkpoint: _Checkpoint, name: str, size: tuple[int, ...], *, tp_size: int) -> Tensor:
+    value = checkpoint.tensor(name)
     if value.dtype == torch.float8_e4m3fn:
-        value = dequantize(value, _block_scales(path, f"{name}_scale_inv", value))
+        value = dequantize(value, _block_scales(checkpoint, f"{name}_scale_inv", value))
     value = _this_rank(value, size, tp_size)
     if tuple(value.shape) != size:
         raise ConfigError(
             f"{name} is {list(value.shape)}, the study's shape needs {list(size)}",
-            where=str(path),
+            where=str(checkpoint.path),
             hint="use shape: {hf_config: config.json} of the same checkpoint",
         )
     return value
 
 
-def _block_scales(path: Path, name: str, codes: Tensor) -> Tensor:
-    scales = _stored(path, name)
+def _block_scales(checkpoint: _Checkpoint, name: str, codes: Tensor) -> Tensor:
+    scales = checkpoint.tensor(name)
     blocks = [-(-size // FP8_BLOCK) for size in codes.shape]
     if list(scales.shape) != blocks:
         raise ConfigError(
             f"{name} is {list(scales.shape)}, {FP8_BLOCK} x {FP8_BLOCK} blocks of {list(codes.shape)} need {blocks}",
-            where=str(path),
+            where=str(checkpoint.path),
             hint="give a checkpoint quantised as DeepSeek-V3.2's own",
         )
     return scales
-
-
-def _stored(path: Path, name: str) -> Tensor:
-    """A tensor as its file has it. A weight and its scale may lie in two files of one folder."""
-    from safetensors import SafetensorError, safe_open
-
-    file = _file_of(path, name)
-    try:
-        with safe_open(file, framework="pt") as tensors:
-            if name not in tensors.keys():  # noqa: SIM118 (safe_open is not a dict)
-                raise ConfigError(
-                    f"no tensor {name}",
-                    where=str(file),
-                    hint="check weights.layer and that the model uses DSA",
-                )
-            value: Tensor = tensors.get_tensor(name)
-            return value
-    except (SafetensorError, OSError) as error:
-        raise ConfigError(
-            f"not a readable safetensors file ({error})",
-            where=str(file),
-            hint="give a .safetensors file or its folder",
-        ) from error
 
 
 def _this_rank(value: Tensor, size: tuple[int, ...], tp_size: int) -> Tensor:
@@ -126,22 +103,59 @@ def dequantize(codes: Tensor, scale_inv: Tensor) -> Tensor:
     return codes.float() * scale
 
 
-def _file_of(path: Path, name: str) -> Path:
-    if not path.is_dir():
-        return path
-    index = path / "model.safetensors.index.json"
-    if index.exists():
+class _Checkpoint:
+    """A safetensors file, or a folder of them, whose index is read once for all tensors.
+
+    Raises ConfigError for an index without a map, or several files without an index.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._index = path / INDEX
+        self._weight_map = self._read_index() if path.is_dir() and self._index.exists() else None
+        if path.is_dir() and self._weight_map is None:
+            files = sorted(path.glob("*.safetensors"))
+            if len(files) != 1:
+                raise ConfigError(
+                    f"{len(files)} safetensors files and no {INDEX}", where=str(path), hint="name one file"
+                )
+            self._only = files[0]
+        else:
+            self._only = path
+
+    def tensor(self, name: str) -> Tensor:
+        """A tensor as its file has it. A weight and its scale may lie in two files of one folder."""
+        from safetensors import SafetensorError, safe_open
+
+        file = self._file_of(name)
         try:
-            return path / str(json.loads(index.read_text())["weight_map"][name])
+            with safe_open(file, framework="pt") as tensors:
+                if name not in tensors.keys():  # noqa: SIM118 (safe_open is not a dict)
+                    raise ConfigError(
+                        f"no tensor {name}",
+                        where=str(file),
+                        hint="check weights.layer and that the model uses DSA",
+                    )
+                value: Tensor = tensors.get_tensor(name)
+                return value
+        except (SafetensorError, OSError) as error:
+            raise ConfigError(
+                f"not a readable safetensors file ({error})",
+                where=str(file),
+                hint="give a .safetensors file or its folder",
+            ) from error
+
+    def _read_index(self) -> dict[str, object]:
+        try:
+            return dict(json.loads(self._index.read_text())["weight_map"])
         except (KeyError, TypeError, ValueError) as error:
             raise ConfigError(
-                f"{name} is not in its weight_map", where=str(index), hint="check weights.layer"
+                "holds no weight_map", where=str(self._index), hint="give a complete checkpoint"
             ) from error
-    files = sorted(path.glob("*.safetensors"))
-    if len(files) != 1:
-        raise ConfigError(
-            f"{len(files)} safetensors files and no model.safetensors.index.json",
-            where=str(path),
-            hint="name one file",
-        )
-    return files[0]
+
+    def _file_of(self, name: str) -> Path:
+        if self._weight_map is None:
+            return self._only
+        if name not in self._weight_map:
+            raise ConfigError(f"{name} is not in its weight_map", where=str(self._index), hint="check weights.layer")
+        return self.path / str(self._weight_map[name])

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Sequence
 
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from mlaprof.kernels import tiles
 from mlaprof.machine.checks import Warning_
 from mlaprof.plan import Plan
 from mlaprof.records import Environment, Point
+from mlaprof.report.lines import print_line
 from mlaprof.report.units import megahertz, size
 from mlaprof.shapes import PRESETS
 from mlaprof.store import RunEntry
@@ -28,9 +28,9 @@ def print_plan(plan: Plan, console: Console) -> None:
             table.add_row(*head, described)
     console.print(table)
     for reason, count in Counter(skip.outcome.reason for skip in plan.skips).items():
-        console.print(Text(f"skipped {count}: {reason}"), soft_wrap=True)
+        print_line(f"skipped {count}: {reason}", console)
     workers = "1 worker process" if len(plan.jobs) == 1 else f"{len(plan.jobs)} worker processes"
-    console.print(Text(f"{len(plan)} measurements in {workers}; nothing was run"))
+    print_line(f"{len(plan)} measurements in {workers}; nothing was run", console)
 
 
 def _described(points: Iterable[Point]) -> list[str]:
@@ -135,8 +135,7 @@ def print_environment(environment: Environment, warnings: Sequence[Warning_], co
 def print_warnings(warnings: Sequence[Warning_], console: Console) -> None:
     """One line each, ending with what to do."""
     for found in warnings:
-        line = f"warning: {found.what}: {found.why}; next: {found.next_step}"
-        console.print(Text(line, style="yellow"), soft_wrap=True)
+        print_line(f"warning: {found.what}: {found.why}; next: {found.next_step}", console, "yellow")
 
 
 def _clock(hertz: float | None) -> str:

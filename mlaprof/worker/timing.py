@@ -50,7 +50,7 @@ def _cell(rig: Rig, points: list[Point], clock: Clock, reading: Read) -> Iterato
     for point in points:
         yield started(job, point, "capture")
         try:
-            arm, first_call_s, capture_s = _prepare(rig, point)
+            arm, first_call_s, capture_s = _prepare(rig, point, clock)
         except Exception as error:
             yield failure(job, point, "capture", error)
             recover(job)
@@ -87,23 +87,18 @@ def _cell(rig: Rig, points: list[Point], clock: Clock, reading: Read) -> Iterato
         )
 
 
-def _prepare(rig: Rig, point: Point) -> tuple[Arm, float, float]:
+def _prepare(rig: Rig, point: Point, clock: Clock) -> tuple[Arm, float, float]:
     """(arm, seconds until its first result, seconds of that for tracing and capture)."""
     begin_s = perf_counter()
     arm = rig.arm(point)
     with arm.context:
         arm.runner.prepare([point.num_tokens])
-        _settle(rig)
+        clock.settle()
         captured_s = perf_counter()
         arm.runner.run(point.num_tokens)
-        _settle(rig)
+        clock.settle()
     end_s = perf_counter()
     return arm, end_s - begin_s, captured_s - begin_s if arm.graphs is not None else 0.0
-
-
-def _settle(rig: Rig) -> None:
-    if rig.device.type == "cuda":
-        torch.cuda.synchronize()
 
 
 def _sample(rig: Rig, ready: list[_Ready], clock: Clock, reading: Read) -> dict[str, ArmSamples[_Beside]]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from mlaprof.analysis.cells import Cell, Group, Summary
+from mlaprof.kernels.tiles import SHARED_LIMIT_BYTES
 from mlaprof.records import KernelResources
 from mlaprof.report.figures.canvas import canvas
 from mlaprof.report.style import STATUS
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 REGISTERS_LIMIT = 255  # a thread, sm_90
-SHARED_LIMIT_BYTES = 232_448  # a block, sm_90: 227 KiB
 
 
 def tiles(summary: Summary, group: Group) -> Figure | None:
