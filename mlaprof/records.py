@@ -15,11 +15,23 @@ import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer
 
 from mlaprof.kernels.tiles import label
-from mlaprof.study import BatchSpec, LayerSpec, MeasureSpec, Mode, Phase, TileChoice
+from mlaprof.study import (
+    PR_BOUNDARY,
+    BatchSpec,
+    Boundary,
+    CaptureSpec,
+    Hold,
+    LayerSpec,
+    MeasureSpec,
+    Mode,
+    Phase,
+    TileChoice,
+)
 
-Kind = Literal["timing", "memory", "compile"]
+Kind = Literal["timing", "memory", "counts", "compile", "dispatch"]
 Status = Literal["ok", "compiled", "skipped", "failed", "incorrect"]
 Stage = Literal["plan", "build", "compile", "capture", "verify", "measure", "worker"]
+SizeState = Literal["eager", "captured", "replayed", "fell_back", "not_captured"]
 Device = Literal["cpu", "cuda"]
 
 
@@ -53,11 +65,12 @@ class Point(Record):
     num_tokens: int
     context_len: int
     mode: Mode
+    boundary: Boundary = PR_BOUNDARY  # another one only in study.BOUNDED_MODES
     tiles: tuple[TileChoice, ...] = ()
 
     @property
     def cell(self) -> str:
-        """What the arms of one comparison share: everything but mode and tiles."""
+        """What the arms of one comparison share: everything but mode, boundary and tiles."""
         return f"{self.preset}/{self.phase}/t{self.num_tokens}/ctx{self.context_len}"
 
     @property
@@ -66,19 +79,26 @@ class Point(Record):
         return "+".join(f"{choice.kernel}={label(choice.kernel, choice.values)}" for choice in self.tiles)
 
     @property
+    def way(self) -> str:
+        """How the step is run: the mode, and `@boundary` where that is not the PR's."""
+        return self.mode if self.boundary == PR_BOUNDARY else f"{self.mode}@{self.boundary}"
+
+    @property
     def key(self) -> str:
         """A readable sentence: test id, resume key, join key of compare, label in plots."""
-        return "/".join(part for part in (self.cell, self.mode, self.tiles_label) if part)
+        return "/".join(part for part in (self.cell, self.way, self.tiles_label) if part)
 
 
 class Job(Record):
-    """What one worker process does. timing: all arms of some cells; memory: one mode, all its sizes, largest
-    first; compile: tile facts for sm_90 without a GPU."""
+    """What one worker process does. timing: all arms of some cells; memory: one way (mode and boundary), all its sizes,
+    largest first; counts: what a step of each arm asks of the driver, profiled; compile: tile facts for sm_90 without a
+    GPU; dispatch: what calling an operator costs the host."""
 
     kind: Kind
     device: Device
     layer: LayerSpec
     batch: BatchSpec
+    capture: CaptureSpec = CaptureSpec()  # sizes as the engine would take them: clamped, without those out of reach
     measure: MeasureSpec
     points: tuple[Point, ...]
 
@@ -110,16 +130,72 @@ class Timing(Record):
     first_call_s: float  # build, JIT and first run; never mixed in
 
 
+class NodeCounts(Record):
+    """Nodes of CUDA graphs by type; on a CPU every recorded operator counts as a kernel."""
+
+    kernel: int = 0
+    memcpy: int = 0
+    memset: int = 0
+    other: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.kernel + self.memcpy + self.memset + self.other
+
+
+class SizeFacts(Record):
+    """What one captured size cost. All segments together."""
+
+    num_tokens: int
+    state: SizeState  # captured, or not_captured with the reason
+    reason: str = ""
+    nodes: NodeCounts = NodeCounts()
+    capture_s: float = 0.0
+    instantiate_s: float = 0.0
+    first_replay_s: float = 0.0
+    pool_bytes: int = 0  # growth of the graphs' private pool
+    driver_bytes: int | None = None  # growth of device memory outside torch's allocator: executables, modules
+    transient_bytes: int | None = None  # most that was allocated during the capture beyond what stayed
+
+
+class Ledger(Record):
+    """Where the device's memory went in a process that ran one mode. None where this machine cannot tell.
+
+    Weights, caches and buffers are counted from their tensors, the pool from the allocator's segments, the rest from
+    what the device reports; so the parts need not sum to device_bytes, and `residual_bytes` says by how much they miss.
+    """
+
+    hold: Hold
+    context_bytes: int | None = None  # outside torch's allocator before the first capture: context, modules, libraries
+    weights_bytes: int
+    caches_bytes: int
+    buffers_bytes: int
+    workspace_bytes: int | None = None  # allocated and not ours: cuBLAS workspaces
+    slack_bytes: int | None = None  # reserved by the allocator's default pool, not allocated
+    sizes: tuple[SizeFacts, ...] = ()  # in the order of capture
+    device_bytes: int | None = None  # what the device reports as used after all captures
+
+    @property
+    def residual_bytes(self) -> int | None:
+        if self.device_bytes is None:
+            return None
+        parts = (self.context_bytes, self.weights_bytes, self.caches_bytes, self.buffers_bytes)
+        rest = (self.workspace_bytes, self.slack_bytes)
+        graphs = sum(size.pool_bytes + (size.driver_bytes or 0) for size in self.sizes)
+        return self.device_bytes - graphs - sum(part or 0 for part in (*parts, *rest))
+
+
 class MemoryUse(Record):
     """Memory at one Point. All in bytes; None where this machine cannot tell."""
 
     weights_bytes: int
     caches_bytes: int
     buffers_bytes: int  # inputs and attention metadata at fixed addresses
-    graph_pool_bytes: int  # private pool of this mode's graphs, all sizes up to now; 0 in eager modes
+    graph_pool_bytes: int  # private pool of this mode's graphs, all sizes; 0 in eager modes
     allocator_peak_bytes: int | None = None
     host_peak_bytes: int | None = None  # resident peak of the worker process, on a CPU
     nvml_process_bytes: int | None = None
+    ledger: Ledger | None = None  # of the whole process, the same at each of its Points
 
 
 class KernelResources(Record):
@@ -136,12 +212,80 @@ class KernelResources(Record):
 class GraphFacts(Record):
     """How the mode ran the step."""
 
+    state: SizeState | None = None  # None in runs of before this was recorded
     captured_segments: int
     eager_segments: int
     graph_launches: int  # a step
     graph_nodes: int  # all segments together
-    capture_s: float
+    nodes: NodeCounts | None = None
+    prepare_s: float | None = None  # tracing, warm-ups, capture, instantiation and first replay of this size
+    capture_s: float  # of the captures alone; prepare_s where that is None
+    instantiate_s: float | None = None
+    first_replay_s: float | None = None
     padded_tokens: int  # rows the captured part works on
+    hold: Hold | None = None  # of tensors that cross a segment; None without graphs
+    multi_stream: bool = False
+
+
+class SegmentFacts(Record):
+    """One piece of a step."""
+
+    name: str
+    kind: Literal["captured", "eager", "free"]
+    ops: tuple[str, ...]
+    kernels: int | None = None  # kernel nodes of a captured piece
+
+
+class StepCounts(Record):
+    """What one step asks of the driver, from a profiled pass; no time of it is used anywhere.
+
+    On a CPU an operator counts as a kernel, and a value read by the host as a synchronisation and a copy.
+    """
+
+    steps: int  # that were profiled; every other number is of one
+    kernels: int  # seen on the device
+    kernel_launches: int  # kernels that the host launched one by one: the eager ones
+    graph_launches: int
+    nodes: NodeCounts  # of the graphs that a step replays
+    stream_syncs: int = 0
+    device_syncs: int = 0
+    event_syncs: int = 0
+    d2h_copies: int = 0
+    h2d_copies: int = 0
+    allocations: int = 0  # blocks asked of torch's allocator
+    driver_allocations: int = 0  # cudaMalloc and its kin
+    complete: bool  # the same in every profiled step, and kernels == nodes.kernel + kernel_launches
+    segments: tuple[SegmentFacts, ...] = ()
+    stop: str | None = None  # the operator at which cutting stopped
+
+    @property
+    def syncs(self) -> int:
+        return self.stream_syncs + self.device_syncs + self.event_syncs
+
+    @property
+    def coverage(self) -> float | None:
+        """Kernels captured over all kernels; None for a step without any."""
+        every = self.nodes.kernel + self.kernel_launches
+        return self.nodes.kernel / every if every else None
+
+
+class DispatchTax(Record):
+    """Host seconds of one call of an operator that does nothing, with Op 2's arguments."""
+
+    bare_s: float  # the Python function itself
+    define_s: float  # through torch.library define and impl, as here
+    custom_op_s: float  # through the torch.library.custom_op decorator, as upstream
+    calls: int  # each is the median of this many
+    ops_per_step: int  # operators that a step of the study dispatches this way
+
+
+class GateFacts(Record):
+    """What the replays of a captured cell were put through before its time was taken, and after."""
+
+    sets: tuple[str, ...]  # metadata sets, e.g. "other pages", "fewer tokens"
+    replays: int
+    interleaved: tuple[int, ...]  # other captured sizes replayed in between
+    after_timing: bool  # checked once more behind the timed rounds
 
 
 class Check(Record):
@@ -167,6 +311,9 @@ class Measurement(Record):
     timing: Timing | None = None
     memory: MemoryUse | None = None
     graph: GraphFacts | None = None
+    counts: StepCounts | None = None
+    dispatch: DispatchTax | None = None
+    gate: GateFacts | None = None
     resources: tuple[KernelResources, ...] = ()
     checks: tuple[Check, ...] = ()
 

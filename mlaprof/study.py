@@ -13,17 +13,38 @@ from mlaprof.kernels.tiles import Dims
 from mlaprof.shapes import LayerShape
 
 Phase = Literal["prefill", "decode", "mixed"]
-Mode = Literal["monolithic_eager", "monolithic_piecewise", "split_eager", "split_piecewise", "full"]
+Mode = Literal["monolithic_eager", "monolithic_piecewise", "split_eager", "split_piecewise", "breakable", "full"]
+Boundary = Literal["proj", "index_quant", "cache_update", "logits"]
+Hold = Literal["strong", "weak"]
+MultiStream = Literal["off", "graphs", "always"]
 
 PHASES: tuple[Phase, ...] = ("prefill", "decode", "mixed")
-MODES: tuple[Mode, ...] = ("monolithic_eager", "monolithic_piecewise", "split_eager", "split_piecewise", "full")
-DEFAULT_MODES: tuple[Mode, ...] = ("monolithic_eager", "split_piecewise", "full")
+MODES: tuple[Mode, ...] = (
+    "monolithic_eager",
+    "monolithic_piecewise",
+    "split_eager",
+    "split_piecewise",
+    "breakable",
+    "full",
+)
+DEFAULT_MODES: tuple[Mode, ...] = ("monolithic_eager", "split_piecewise", "breakable", "full")
+BUCKETED_MODES: tuple[Mode, ...] = ("monolithic_piecewise", "split_piecewise", "breakable")  # pad up to a captured size
+BOUNDED_MODES: tuple[Mode, ...] = ("split_piecewise", "breakable")  # their captured part ends at the boundary
 MODE_SUMMARY: dict[Mode, str] = {
     "monolithic_eager": "one op for the whole attention, no graph: the baseline",
     "monolithic_piecewise": "one op excluded from capture, the rest captured: what upstream had before the split",
     "split_eager": "Op 1 and Op 2, no graph: the split's own cost",
     "split_piecewise": "Op 1 captured with its neighbours, Op 2 eager: what PR #12503 makes possible",
+    "breakable": "as split_piecewise, but one stream capture broken at Op 2 and resumed after it; no torch.compile",
     "full": "one graph for the whole step at a fixed batch shape",
+}
+BOUNDARIES: tuple[Boundary, ...] = ("proj", "index_quant", "cache_update", "logits")
+PR_BOUNDARY: Boundary = "index_quant"
+BOUNDARY_SUMMARY: dict[Boundary, str] = {  # the last step inside the captured part; each includes those before it
+    "proj": "the projections and norms of q and the latent; the whole indexer stays eager",
+    "index_quant": "and the indexer's projections, rotation and quantisation: the split of PR #12503",
+    "cache_update": "and the writes to the latent and the index-K cache",
+    "logits": "and the indexer's logits and top-k: Op 2 is attention alone",
 }
 
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -84,6 +105,28 @@ class MeasureSpec(Part):
     warmup_s: Annotated[float, Field(ge=0)] = 0.2  # of all arms in rotation
     point_timeout_s: Annotated[float, Field(gt=0)] = 300.0  # one stage of one cell, in the worker
     memory: bool = True  # one fresh process a mode for the memory ledger
+    counts: bool = True  # one profiled process for what each step launches, copies and waits for
+
+
+class CaptureSpec(Part):
+    """How graphs are captured and kept."""
+
+    sizes: tuple[PositiveInt, ...] | None = None  # tokens a step, of the bucketed modes; None: those of the sweep
+    hold: Hold = "strong"  # weak: tensors that cross a segment are views that own nothing, as in TensorRT-LLM
+    multi_stream: MultiStream = "off"  # where `maybe_execute_in_parallel` forks: nowhere, in graphs, in eager runs too
+    max_num_tokens: PositiveInt | None = None  # the engine's limit; larger sizes are dropped
+    max_batch_size: PositiveInt | None = (
+        None  # with max_seq_len, the reachable ceiling: max_batch_size * (max_seq_len - 1)
+    )
+    max_seq_len: Annotated[int, Field(ge=2)] | None = None
+
+
+class BudgetSpec(Part):
+    """Most that one step may ask for; None is no limit. A breach exits 1."""
+
+    syncs: Annotated[int, Field(ge=0)] | None = None  # of streams, events and the device, in every mode
+    d2h: Annotated[int, Field(ge=0)] | None = None  # copies from device to host, in every mode
+    eager_launches: Annotated[int, Field(ge=0)] | None = None  # kernels outside graphs, in modes with graphs
 
 
 class TileChoice(Part):
@@ -100,6 +143,7 @@ class Axes(Part):
     num_tokens: tuple[PositiveInt, ...]
     context_len: tuple[Annotated[int, Field(ge=0)], ...] = (0,)  # tokens already cached, a request
     mode: tuple[Mode, ...] = DEFAULT_MODES
+    boundary: tuple[Boundary, ...] = (PR_BOUNDARY,)  # of BOUNDED_MODES; the others have none
 
 
 class Selector(Part):
@@ -109,6 +153,7 @@ class Selector(Part):
     num_tokens: PositiveInt | None = None
     context_len: Annotated[int, Field(ge=0)] | None = None
     mode: Mode | None = None
+    boundary: Boundary | None = None
 
 
 class Study(Part):
@@ -121,6 +166,8 @@ class Study(Part):
     include: tuple[Selector, ...] = ()
     tiles: dict[str, tuple[TileChoice, ...]] = {}  # kernel -> alternatives to its default tiles
     batch: BatchSpec = BatchSpec()
+    capture: CaptureSpec = CaptureSpec()
+    budget: BudgetSpec = BudgetSpec()
     measure: MeasureSpec = MeasureSpec()
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol, TypeVar
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
 
 T = TypeVar("T")
 
@@ -25,15 +26,51 @@ def first_line(error: BaseException) -> str:
     return text.splitlines()[0] if text else type(error).__name__
 
 
+@dataclass(frozen=True)
+class Nodes:
+    """Device operations of one replay by type; views and allocations are none."""
+
+    kernel: int = 0
+    memcpy: int = 0
+    memset: int = 0
+    other: int = 0
+
+    def __add__(self, other: Nodes) -> Nodes:
+        return Nodes(
+            self.kernel + other.kernel,
+            self.memcpy + other.memcpy,
+            self.memset + other.memset,
+            self.other + other.other,
+        )
+
+    @property
+    def total(self) -> int:
+        return self.kernel + self.memcpy + self.memset + self.other
+
+
 class Graph(Protocol):
     """Work recorded once, replayed on the tensors it was recorded with."""
 
-    @property
-    def num_nodes(self) -> int:
-        """Device operations in one replay; views and allocations are none."""
+    nodes: Nodes
+    ops: tuple[str, ...]  # operators below which its work was recorded, in order; empty where nobody watched
+    capture_s: float
+    instantiate_s: float
 
     def replay(self) -> None:
         """Do the recorded work again, without the Python that led to it."""
+
+
+@dataclass(frozen=True)
+class Break:
+    """The operator call at which a broken capture was ended, to be made eagerly between two graphs."""
+
+    op: str
+    func: Callable[..., object]
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+    def __call__(self) -> object:
+        return self.func(*self.args, **self.kwargs)
 
 
 class GraphMaker(Protocol):
@@ -48,6 +85,20 @@ class GraphMaker(Protocol):
 
         The result holds meaningful values only after the first replay. Raises CaptureError where fn does what a
         capture cannot hold; the maker stays usable.
+        """
+
+    def capture_broken(self, fn: Callable[[], T], breaks: Collection[str]) -> tuple[tuple[Graph | Break, ...], T]:
+        """Record fn, ending the capture before every operator named in breaks and resuming after it.
+
+        Each graph is replayed as soon as it ends and the operator is then called, so that what follows is recorded on
+        real data. An operator of breaks that returns a tensor raises CaptureError: a later graph would go on reading
+        the first one. The breaks hold their arguments strongly.
+        """
+
+    def disown(self, tree: T) -> T:
+        """The same structure with tensors of the pool replaced by views that do not own their memory.
+
+        Once nothing else holds the tensors, later captures may take their blocks.
         """
 
     def pool_bytes(self) -> int:
