@@ -11,8 +11,11 @@ import torch
 from torch import Tensor
 
 from mlaprof.capture.buffers import InputBuffers
+from mlaprof.capture.eager import EagerRunner
+from mlaprof.capture.full import FullRunner
 from mlaprof.capture.graphs import GraphMaker
-from mlaprof.capture.runners import EagerRunner, FullRunner, PiecewiseRunner, Runner
+from mlaprof.capture.piecewise import PiecewiseRunner
+from mlaprof.capture.program import Runner
 from mlaprof.layer import inputs
 from mlaprof.layer.batch import Batch, Request, blocks_needed, place, requests_of
 from mlaprof.layer.build import build_stack

@@ -6,9 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from mlaprof.capture import runners
+from mlaprof.capture import piecewise as pieces
+from mlaprof.capture.eager import EagerRunner
+from mlaprof.capture.full import FullRunner
 from mlaprof.capture.graphs import CaptureError
-from mlaprof.capture.runners import EagerRunner, FullRunner, PiecewiseRunner, Prepared
+from mlaprof.capture.piecewise import PiecewiseRunner
+from mlaprof.capture.program import Prepared
 
 pytestmark = pytest.mark.usefixtures("mode")
 SIZES = (1, 2, 7, 64)
@@ -73,8 +76,8 @@ def test_eager_runs_the_module_at_the_true_size(stack, buffers, batch):
 def test_one_trace_serves_every_size(piecewise, buffers, batch, monkeypatch):
     """Engines drop the guards; a second trace at one token would be another program."""
     traces = []
-    real = runners.trace
-    monkeypatch.setattr(runners, "trace", lambda *args: traces.append(args) or real(*args))
+    real = pieces.trace
+    monkeypatch.setattr(pieces, "trace", lambda *args: traces.append(args) or real(*args))
 
     piecewise.prepare([64, 7])
     piecewise.prepare([2, 1])

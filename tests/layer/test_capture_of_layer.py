@@ -12,8 +12,11 @@ from torch import Tensor, nn
 
 from mlaprof.capture.buffers import InputBuffers
 from mlaprof.capture.cpu_graph import CpuGraphs
+from mlaprof.capture.eager import EagerRunner
+from mlaprof.capture.full import FullRunner
 from mlaprof.capture.graphs import GraphMaker
-from mlaprof.capture.runners import WARMUP_CALLS, EagerRunner, FullRunner, PiecewiseRunner
+from mlaprof.capture.piecewise import PiecewiseRunner
+from mlaprof.capture.program import WARMUP_CALLS
 from mlaprof.capture.splitter import Partition, split
 from mlaprof.capture.trace import trace
 from mlaprof.config.axes import Combination

@@ -9,7 +9,8 @@ import torch
 
 from mlaprof import verify
 from mlaprof.capture.buffers import InputBuffers
-from mlaprof.capture.runners import FullRunner, PiecewiseRunner
+from mlaprof.capture.full import FullRunner
+from mlaprof.capture.piecewise import PiecewiseRunner
 from mlaprof.layer.ops import ATTN
 from mlaprof.shapes import PRESETS
 

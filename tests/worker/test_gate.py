@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mlaprof.capture.runners import Prepared
+from mlaprof.capture.program import Prepared
 from mlaprof.records import Check, Job, Point
 from mlaprof.shapes import PRESETS
 from mlaprof.study import BatchSpec, LayerSpec, MeasureSpec, Mode

@@ -46,7 +46,7 @@ def test_a_graph_pool_is_that_of_all_sizes_so_far(jobs) -> None:
 
 
 def test_a_size_that_fails_leaves_the_others_weighed(jobs, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mlaprof.capture.runners import EagerRunner
+    from mlaprof.capture.eager import EagerRunner
 
     run = EagerRunner.run
 

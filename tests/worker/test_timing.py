@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
+from mlaprof.capture.full import FullRunner
 from mlaprof.capture.graphs import CaptureError
-from mlaprof.capture.runners import FullRunner
 from mlaprof.kernels import reference
 from mlaprof.layer.mla import MLA
 from mlaprof.records import Measurement
