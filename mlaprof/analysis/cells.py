@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mlaprof.analysis.stats import Estimate
-from mlaprof.records import Check, Device, GraphFacts, KernelResources, MemoryUse, Status
-from mlaprof.study import MODES, Mode, Phase
+from mlaprof.records import Check, Device, GateFacts, GraphFacts, KernelResources, MemoryUse, Status, StepCounts
+from mlaprof.study import BOUNDARIES, MODES, Boundary, Mode, Phase
 
 CellStatus = Literal[Status, "missing"]
 Bound = Literal["host", "device"]
@@ -32,6 +32,8 @@ class Cell:
     num_tokens: int
     context_len: int
     mode: Mode
+    boundary: Boundary  # of study.BOUNDED_MODES; the others carry the PR's
+    way: str  # the mode, and `@boundary` where that is not the PR's
     tiles: str  # the label of the choice; empty for every kernel's default
     outcome: CellStatus
     emulated: bool
@@ -42,7 +44,7 @@ class Cell:
     submit_s: Estimate | None = None
     speedup: Estimate | None = None  # of device_s over BASELINE at the same cell, default tiles; above 1 is faster
     submit_speedup: Estimate | None = None  # of submit_s, likewise; None where emulated: it would be speedup again
-    tiles_speedup: Estimate | None = None  # over the default tiles of the same mode
+    tiles_speedup: Estimate | None = None  # over the default tiles of the same way
     cache: Literal["cold", "warm"] | None = None
     clock: Literal["cuda_event", "perf_counter"] | None = None
     first_call_s: float | None = None
@@ -54,6 +56,8 @@ class Cell:
     unfilled: int = 0  # samples of a step that synchronises itself: submit_s holds waits for the device
     memory: MemoryUse | None = None
     graph: GraphFacts | None = None
+    counts: StepCounts | None = None
+    gate: GateFacts | None = None
     resources: tuple[KernelResources, ...] = ()
     checks: tuple[Check, ...] = ()
 
@@ -86,12 +90,14 @@ class Cell:
 
 @dataclass(frozen=True)
 class ModeMean:
-    """The geometric mean of a mode's speed-ups over the token counts of one phase and context length."""
+    """The geometric mean of a way's speed-ups over the token counts of one phase and context length."""
 
     preset: str
     phase: Phase
     context_len: int
     mode: Mode
+    boundary: Boundary
+    way: str
     tiles: str
     speedup: Estimate  # n counts cells
 
@@ -125,7 +131,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class Group:
-    """The cells that share a table or a figure: by num_tokens, then mode, default tiles first."""
+    """The cells that share a table or a figure: by num_tokens, then mode, boundary, default tiles first."""
 
     preset: str
     phase: Phase
@@ -149,5 +155,6 @@ def groups(summary: Summary) -> tuple[Group, ...]:
     )
 
 
-def _row_order(cell: Cell) -> tuple[int, int, bool]:
-    return cell.num_tokens, MODES.index(cell.mode), bool(cell.tiles)  # tiles keep the order of the study
+def _row_order(cell: Cell) -> tuple[int, int, int, bool]:
+    # Tiles keep the order of the study.
+    return cell.num_tokens, MODES.index(cell.mode), BOUNDARIES.index(cell.boundary), bool(cell.tiles)

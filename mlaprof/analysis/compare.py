@@ -1,4 +1,4 @@
-"""Two runs joined by key: a verdict a cell, a geometric mean a mode, and what differs around them."""
+"""Two runs joined by key: a verdict a cell, a geometric mean a way, and what differs around them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from mlaprof.analysis.cells import Cell, Summary
 from mlaprof.analysis.stats import Bootstrap, Estimate, bootstrap, geometric_mean, quotient
 from mlaprof.analysis.summary import summarize
 from mlaprof.records import Environment, Manifest, Run
-from mlaprof.study import Mode
 
 Verdict = Literal["SLOWER", "FASTER", "SAME", "AMBIGUOUS", "INCORRECT", "FAILED", "MISSING", "NEW"]
 VERDICTS: tuple[Verdict, ...] = (
@@ -36,7 +35,7 @@ class Delta:
     """One key in both runs. ratio is new / base of the device medians: above 1 is slower."""
 
     key: str
-    mode: Mode
+    way: str
     verdict: Verdict
     base: Cell | None
     new: Cell | None
@@ -68,7 +67,7 @@ class Comparison:
     new: Summary
     threshold: float
     deltas: tuple[Delta, ...]
-    means: Mapping[Mode, Estimate]  # geometric mean of the ratios of each mode; n counts cells
+    means: Mapping[str, Estimate]  # geometric mean of the ratios of each way; n counts cells
     mismatches: tuple[Difference, ...]
     notes: tuple[Difference, ...]
 
@@ -149,33 +148,33 @@ def _delta(
 ) -> Delta | None:
     known = new or base
     assert known is not None  # the key came from one of the two
-    mode = known.mode
+    way = known.way
     if new is None or new.outcome == "missing":
-        return Delta(key, mode, "MISSING", base, new, reason="not in the new run") if base and base.timed else None
+        return Delta(key, way, "MISSING", base, new, reason="not in the new run") if base and base.timed else None
     if new.outcome == "incorrect":
-        return Delta(key, mode, "INCORRECT", base, new, reason=new.reason)
+        return Delta(key, way, "INCORRECT", base, new, reason=new.reason)
     if new.outcome == "failed":
-        return Delta(key, mode, "FAILED", base, new, reason=new.reason)
+        return Delta(key, way, "FAILED", base, new, reason=new.reason)
     if base is not None and base.timed and not new.timed:
-        return Delta(key, mode, "MISSING", base, new, reason=f"{new.outcome}: {new.reason}")
+        return Delta(key, way, "MISSING", base, new, reason=f"{new.outcome}: {new.reason}")
     if not new.timed:
         return None
     if base is None or not base.timed:
         why = f"the base is {base.outcome} here" if base else "not in the base run"
-        return Delta(key, mode, "NEW", base, new, reason=why)
+        return Delta(key, way, "NEW", base, new, reason=why)
     if ratio is None:
-        return Delta(key, mode, "AMBIGUOUS", base, new, reason="a sample of 0 s: the clock cannot resolve the step")
+        return Delta(key, way, "AMBIGUOUS", base, new, reason="a sample of 0 s: the clock cannot resolve the step")
     change = ratio.estimate
     few = f"fewer than {MIN_SAMPLES} samples" if change.n < MIN_SAMPLES else ""
-    return Delta(key, mode, verdict(change, threshold), base, new, ratio=change, reason=few)
+    return Delta(key, way, verdict(change, threshold), base, new, ratio=change, reason=few)
 
 
-def _means(deltas: list[Delta], ratios: Mapping[str, Bootstrap]) -> dict[Mode, Estimate]:
-    by_mode: dict[Mode, list[Bootstrap]] = {}
+def _means(deltas: list[Delta], ratios: Mapping[str, Bootstrap]) -> dict[str, Estimate]:
+    by_way: dict[str, list[Bootstrap]] = {}
     for delta in deltas:
         if delta.ratio is not None:
-            by_mode.setdefault(delta.mode, []).append(ratios[delta.key])
-    return {mode: geometric_mean(members).estimate for mode, members in by_mode.items()}
+            by_way.setdefault(delta.way, []).append(ratios[delta.key])
+    return {way: geometric_mean(members).estimate for way, members in by_way.items()}
 
 
 def _mismatches(base: Summary, new: Summary) -> Iterator[Difference]:

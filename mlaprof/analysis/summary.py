@@ -17,13 +17,13 @@ from mlaprof.analysis.cells import BASELINE, NOISY_HALF_WIDTH, Cell, CellStatus,
 from mlaprof.analysis.stats import Bootstrap, bootstrap, geometric_mean, quotient
 from mlaprof.machine.nvml import event_names
 from mlaprof.records import Kind, Measurement, Point, Run, Timing
-from mlaprof.study import MODES, PHASES, Mode, Phase
+from mlaprof.study import BOUNDARIES, MODES, PHASES, PR_BOUNDARY, Boundary, Mode, Phase
 
 THROTTLE_REASONS = 0x08 | 0x20 | 0x40 | 0x80  # NVML: hardware slowdown, software or hardware thermal, power brake
 
 _KEY = re.compile(
     rf"(?P<preset>.+)/(?P<phase>{'|'.join(PHASES)})/t(?P<num_tokens>\d+)/ctx(?P<context_len>\d+)"
-    rf"/(?P<mode>{'|'.join(MODES)})(?:/(?P<tiles>.+))?"
+    rf"/(?P<way>(?P<mode>{'|'.join(MODES)})(?:@(?P<boundary>{'|'.join(BOUNDARIES)}))?)(?:/(?P<tiles>.+))?"
 )
 
 
@@ -36,6 +36,8 @@ class _Identity:
     num_tokens: int
     context_len: int
     mode: Mode
+    boundary: Boundary
+    way: str
     tiles: str
 
 
@@ -72,19 +74,30 @@ def _identity(key: str) -> _Identity:
     """The parts of a Point key. Raises ValueError on anything else."""
     found = _KEY.fullmatch(key)
     if not found:
-        raise ValueError(f"key: expected preset/phase/tN/ctxN/mode[/tiles], got {key!r}")
+        raise ValueError(f"key: expected preset/phase/tN/ctxN/mode[@boundary][/tiles], got {key!r}")
     return _Identity(
         preset=found["preset"],
         phase=next(phase for phase in PHASES if phase == found["phase"]),
         num_tokens=int(found["num_tokens"]),
         context_len=int(found["context_len"]),
         mode=next(mode for mode in MODES if mode == found["mode"]),
+        boundary=next((each for each in BOUNDARIES if each == found["boundary"]), PR_BOUNDARY),
+        way=found["way"],
         tiles=found["tiles"] or "",
     )
 
 
 def _of_point(point: Point) -> _Identity:
-    return _Identity(point.preset, point.phase, point.num_tokens, point.context_len, point.mode, point.tiles_label)
+    return _Identity(
+        preset=point.preset,
+        phase=point.phase,
+        num_tokens=point.num_tokens,
+        context_len=point.context_len,
+        mode=point.mode,
+        boundary=point.boundary,
+        way=point.way,
+        tiles=point.tiles_label,
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,6 +146,8 @@ def _cell(
         num_tokens=who.num_tokens,
         context_len=who.context_len,
         mode=who.mode,
+        boundary=who.boundary,
+        way=who.way,
         tiles=who.tiles,
         outcome=outcome,
         emulated=leading.emulated if leading else emulated,
@@ -140,14 +155,16 @@ def _cell(
         reason=leading.outcome.reason if leading else "the run ended before this was measured",
         notes=tuple(notes),
         memory=next((each.memory for each in _ordered(kinds, "memory", "timing") if each.memory), None),
-        graph=next((each.graph for each in _ordered(kinds, "timing", "memory") if each.graph), None),
+        graph=next((each.graph for each in _ordered(kinds, "timing", "memory", "counts") if each.graph), None),
+        counts=next((each.counts for each in _ordered(kinds, "counts") if each.counts), None),
+        gate=next((each.gate for each in _ordered(kinds, "timing") if each.gate), None),
         resources=next((each.resources for each in _ordered(kinds, "timing", "compile") if each.resources), ()),
         checks=next((each.checks for each in _ordered(kinds, "timing", "memory") if each.checks), ()),
     )
     if arm is None:
         return cell
     place = _place(who)
-    return _with_timing(cell, arm, arms.get(f"{place}/{BASELINE}"), arms.get(f"{place}/{who.mode}"))
+    return _with_timing(cell, arm, arms.get(f"{place}/{BASELINE}"), arms.get(f"{place}/{who.way}"))
 
 
 def _place(who: _Identity | Cell) -> str:
@@ -162,7 +179,7 @@ def _leading(kinds: Mapping[Kind, Measurement], expected: tuple[str, ...]) -> Me
     """The measurement whose outcome is the cell's. A planned timing that is absent is not stood in for."""
     if "timing" in kinds or "timing" in expected:
         return kinds.get("timing")
-    return next(iter(_ordered(kinds, "compile", "memory")), None)
+    return next(iter(_ordered(kinds, "compile", "memory", "counts", "dispatch")), None)
 
 
 def _notes(kinds: Mapping[Kind, Measurement], expected: tuple[str, ...], leading: Measurement | None) -> Iterable[str]:
@@ -220,14 +237,14 @@ def _quotient(base: Bootstrap, new: Bootstrap) -> Bootstrap:
 
 
 def _means(cells: list[Cell], arms: Mapping[str, _Arm]) -> tuple[ModeMean, ...]:
-    groups: dict[tuple[str, Phase, int, Mode, str], list[Bootstrap]] = {}
+    groups: dict[tuple[str, Phase, int, Mode, Boundary, str, str], list[Bootstrap]] = {}
     for cell in cells:
         baseline = arms.get(f"{_place(cell)}/{BASELINE}")
         if not cell.timed or arms[cell.key] is baseline:
             continue
         speedup = _speedup(baseline, arms[cell.key])
         if speedup is not None:
-            group = (cell.preset, cell.phase, cell.context_len, cell.mode, cell.tiles)
+            group = (cell.preset, cell.phase, cell.context_len, cell.mode, cell.boundary, cell.way, cell.tiles)
             groups.setdefault(group, []).append(speedup)
     return tuple(ModeMean(*group, geometric_mean(ratios).estimate) for group, ratios in groups.items())
 

@@ -16,7 +16,7 @@ from mlaprof.report.units import change, time_unit
 
 
 def print_comparison(comparison: Comparison, console: Console) -> None:
-    """What differs around the runs, a verdict a cell with the gravest first, and a geometric mean a mode."""
+    """What differs around the runs, a verdict a cell with the gravest first, and a geometric mean a way."""
     base, new = comparison.base, comparison.new
     print_wrapped(f"base {base.run_id}: {sentences.processor(base)}", console, "bold")
     print_wrapped(f"new  {new.run_id}: {sentences.processor(new)}", console, "bold")
@@ -62,7 +62,7 @@ def _print_deltas(comparison: Comparison, deltas: list[Delta], console: Console)
     print_columns(
         [
             Column("verdict", 0, [*(styled(VERDICT[d.verdict], console) for d in deltas), *blank], right=False),
-            Column("cell", 0, [*(d.key for d in deltas), *(f"geomean {mode}" for mode in means)], right=False),
+            Column("cell", 0, [*(d.key for d in deltas), *(f"geomean {way}" for way in means)], right=False),
             Column("new / base", 0, [f"{each.median:.3f}" if each else "" for each in ratios]),
             Column("95% CI", 1, [f"{e.ci_low:.3f} {e.ci_high:.3f}" if e else "" for e in ratios]),
             Column("change", 2, [change(each.median) if each else "" for each in ratios], right=False),

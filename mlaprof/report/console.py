@@ -50,10 +50,10 @@ def _print_group(summary: Summary, group: Group, console: Console) -> None:
 
 def _print_memory(rows: list[Cell], console: Console) -> None:
     """A row a mode at its largest size: what remains of the memory columns on a narrow terminal."""
-    modes = dict.fromkeys(cell.mode for cell in rows if cell.memory)
-    largest = [max((c for c in rows if c.mode == mode and c.memory), key=lambda c: c.num_tokens) for mode in modes]
+    modes = dict.fromkeys(cell.way for cell in rows if cell.memory)
+    largest = [max((c for c in rows if c.way == mode and c.memory), key=lambda c: c.num_tokens) for mode in modes]
     uses = [cell.memory for cell in largest if cell.memory]
-    pools = [max(c.memory.graph_pool_bytes for c in rows if c.mode == mode and c.memory) for mode in modes]
+    pools = [max(c.memory.graph_pool_bytes for c in rows if c.way == mode and c.memory) for mode in modes]
     print_wrapped("\nMemory at the largest size; the graph pool is that of all sizes", console, "bold")
     print_columns(
         [
@@ -91,7 +91,7 @@ def _columns(rows: list[Cell], means: Sequence[ModeMean], console: Console) -> l
     kernel, labels = _tile_labels([*(cell.tiles for cell in rows), *(mean.tiles for mean in means)])
     return [
         Column("tokens", 0, [*tokens, *("geomean" for _ in means)]),
-        Column("mode", 0, [*(cell.mode for cell in rows), *(mean.mode for mean in means)], right=False),
+        Column("mode", 0, [*(cell.way for cell in rows), *(mean.way for mean in means)], right=False),
         Column(kernel or "tiles", 0, labels, right=False) if kernel is not None else Column("tiles", 9, labels),
         Column("status", 0, [*(styled(STATUS[cell.outcome], console) for cell in rows), *blank], right=False),
         Column(f"device {times.name}", 0, [*medians(cell.device_s for cell in rows), *blank]),

@@ -14,6 +14,7 @@ from mlaprof.records import Record, Run
 from mlaprof.report import sentences
 from mlaprof.report.style import STATUS
 from mlaprof.report.units import faster, plus_minus, size, time_unit
+from mlaprof.study import BOUNDED_MODES
 
 ESTIMATES = ("device_s", "submit_s", "speedup", "submit_speedup", "tiles_speedup")
 MEMORY = (
@@ -66,6 +67,8 @@ def cell_object(cell: Cell) -> dict[str, Any]:
         "num_tokens": cell.num_tokens,
         "context_len": cell.context_len,
         "mode": cell.mode,
+        "boundary": cell.boundary if cell.mode in BOUNDED_MODES else None,
+        "way": cell.way,
         "tiles": cell.tiles,
         "outcome": cell.outcome,
         "stage": cell.stage,
@@ -142,7 +145,7 @@ def _section(summary: Summary, group: Group) -> str:
         speedup = _speedup(cell.speedup, baseline=cell.mode == BASELINE and not cell.tiles)
         return (
             str(cell.num_tokens),
-            cell.mode,
+            cell.way,
             cell.tiles or "default",
             outcome,
             device,
@@ -153,7 +156,7 @@ def _section(summary: Summary, group: Group) -> str:
         )
 
     means = [
-        ("geomean", mean.mode, mean.tiles or "default", "", "", "", "", _speedup(mean.speedup), "")
+        ("geomean", mean.way, mean.tiles or "default", "", "", "", "", _speedup(mean.speedup), "")
         for mean in group.means
     ]
     rows = [_markdown_row(each) for each in (header, *(row(cell) for cell in group.cells), *means)]

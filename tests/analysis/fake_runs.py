@@ -219,6 +219,7 @@ def _h100_device(mode: Mode, tokens: int) -> float:
         "monolithic_piecewise": 21e-6,
         "split_eager": 36e-6,
         "split_piecewise": 9e-6,
+        "breakable": 7e-6,
         "full": 0.0,
     }[mode]
     return work + gap * max(0.2, 1 - tokens / 4096)
@@ -230,6 +231,7 @@ def _h100_submit(mode: Mode, tokens: int) -> float:
         "monolithic_piecewise": 330e-6,
         "split_eager": 640e-6,
         "split_piecewise": 150e-6,
+        "breakable": 95e-6,
         "full": 21e-6,
     }[mode] + 1e-9 * tokens
 
@@ -267,7 +269,7 @@ def sweep(machine: Machine, phase: Phase = "prefill", context_len: int = 0) -> l
         pool = 0.0
         for tokens in sorted(machine.sizes, reverse=True):
             if "eager" not in mode:
-                share = {"monolithic_piecewise": 0.6, "split_piecewise": 0.8}.get(mode, 1.0)
+                share = {"monolithic_piecewise": 0.6, "split_piecewise": 0.8, "breakable": 0.9}.get(mode, 1.0)
                 pool = max(pool, share * (2 + tokens / 128)) + 0.1
             rows.append(memory(point(mode, tokens, **place), pool, peak=not machine.emulated))
     return rows
