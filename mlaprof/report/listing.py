@@ -16,7 +16,7 @@ from mlaprof.report.lines import print_line
 from mlaprof.report.units import megahertz, size
 from mlaprof.shapes import PRESETS
 from mlaprof.store import RunEntry
-from mlaprof.study import MODE_SUMMARY, kernel_dims
+from mlaprof.study import BOUNDARY_SUMMARY, MODE_SUMMARY, PR_BOUNDARY, kernel_dims
 
 
 def print_plan(plan: Plan, console: Console) -> None:
@@ -47,12 +47,12 @@ def _described(points: Iterable[Point]) -> list[str]:
 
 def _arms(points: Sequence[Point]) -> str:
     """`full, split_eager` of one cell; with tiles `full with sparse_attn=n64.w4.s3, index_logits=n64`."""
-    modes = list(dict.fromkeys(point.mode for point in points))
+    ways = list(dict.fromkeys(point.way for point in points))
     labels = list(dict.fromkeys(point.tiles_label for point in points))
-    if len(points) < len(modes) * len(labels):
-        return ", ".join("/".join(part for part in (each.mode, each.tiles_label) if part) for each in points)
+    if len(points) < len(ways) * len(labels):
+        return ", ".join("/".join(part for part in (each.way, each.tiles_label) if part) for each in points)
     tiled = f", each with {', '.join(label or 'default tiles' for label in labels)}" if any(labels) else ""
-    return ", ".join(modes) + tiled
+    return ", ".join(ways) + tiled
 
 
 def print_presets(console: Console) -> None:
@@ -77,6 +77,14 @@ def print_modes(console: Console) -> None:
     table = _table("mode", "what it is")
     for mode, summary in MODE_SUMMARY.items():
         table.add_row(mode, summary)
+    console.print(table)
+
+
+def print_boundaries(console: Console) -> None:
+    """Where the captured part of a layer may end; each boundary includes the steps of those above it."""
+    table = _table("boundary", "what is captured")
+    for boundary, summary in BOUNDARY_SUMMARY.items():
+        table.add_row(f"{boundary} (default)" if boundary == PR_BOUNDARY else boundary, summary)
     console.print(table)
 
 

@@ -107,6 +107,15 @@ def _result(measurement: Measurement) -> str:
         return f"{seconds(median(measurement.timing.device_s))}{stamp}"
     if measurement.memory:
         return f"graph pool {size(measurement.memory.graph_pool_bytes)}"
+    if measurement.counts:
+        counts = measurement.counts
+        return (
+            f"{counts.kernel_launches} kernel + {counts.graph_launches} graph launches, {counts.syncs} syncs"
+            f"{'' if counts.complete else ', incomplete'}"
+        )
+    if measurement.dispatch:
+        tax = measurement.dispatch
+        return f"{seconds(tax.define_s - tax.bare_s)} an operator above its function"
     return ", ".join(
         f"{each.kernel} {each.registers} registers {size(each.shared_bytes)} shared" for each in measurement.resources
     )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
-from mlaprof.study import Mode
+from mlaprof.study import Boundary, Mode
 
 
 @dataclass(frozen=True)
@@ -51,11 +52,28 @@ class ModeLook:
 
 # Okabe and Ito's palette: told apart by the common forms of colour blindness, and by luminance in grey print.
 MODE: dict[Mode, ModeLook] = {
-    "monolithic_eager": ModeLook("#767676", "o"),
+    "monolithic_eager": ModeLook("#444444", "o"),
     "monolithic_piecewise": ModeLook("#E69F00", "s"),
     "split_eager": ModeLook("#56B4E9", "^"),
     "split_piecewise": ModeLook("#0072B2", "D"),
+    "breakable": ModeLook("#009E73", "P"),
     "full": ModeLook("#D55E00", "v"),
+}
+
+
+@dataclass(frozen=True)
+class BoundaryLook:
+    """matplotlib line style and marker fill of a boundary; colour and marker are the mode's."""
+
+    line: str
+    fill: Literal["full", "none", "left", "top"]
+
+
+BOUNDARY: dict[Boundary, BoundaryLook] = {
+    "proj": BoundaryLook(":", "none"),
+    "index_quant": BoundaryLook("-", "full"),
+    "cache_update": BoundaryLook("-.", "left"),
+    "logits": BoundaryLook("--", "top"),
 }
 
 MEMORY_PARTS: dict[str, tuple[str, str]] = {  # field of MemoryUse -> (label, colour)

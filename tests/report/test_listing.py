@@ -67,6 +67,24 @@ def test_what_is_left_of_a_product_is_told_arm_by_arm(tmp_path: Path, printed: P
     assert lines_of(left, printed)[2] == f"2 compile 3 tiny/prefill/ctx0, tokens 8: {rest}"
 
 
+def test_another_boundary_is_another_arm(tmp_path: Path, printed: Printed) -> None:
+    job = plan(tmp_path, "num_tokens: 8, mode: full").jobs[0]
+    points = tuple(
+        job.points[0].model_copy(update={"mode": "breakable", "boundary": boundary})
+        for boundary in ("index_quant", "logits")
+    )
+    counts = Plan(jobs=(job.model_copy(update={"kind": "counts", "points": points}),), skips=())
+    assert lines_of(counts, printed)[1] == "1 counts 2 tiny/prefill/ctx0, tokens 8: breakable, breakable@logits"
+
+
+def test_the_boundaries_are_listed_with_the_default(printed: Printed) -> None:
+    console, text = printed(200)
+    listing.print_boundaries(console)
+    rows = [line.split(maxsplit=1)[0] for line in text().splitlines()]
+    assert rows == ["boundary", "proj", "index_quant", "cache_update", "logits"]
+    assert "index_quant (default)" in text() and text().count("default") == 1
+
+
 def test_skips_are_counted_by_reason(tmp_path: Path, printed: Printed) -> None:
     lines = lines_of(plan(tmp_path, "phase: decode, num_tokens: [1, 8], mode: [full, split_piecewise]"), printed)
     assert "skipped 2: decode-only batches are not piecewise in the engine; use mode full" in lines
@@ -89,7 +107,7 @@ def test_a_warning_is_one_line_that_ends_with_what_to_do(printed: Printed) -> No
 
 
 def test_no_listing_is_wider_than_80_columns(printed: Printed) -> None:
-    for show in (listing.print_presets, listing.print_modes, listing.print_kernels):
+    for show in (listing.print_presets, listing.print_modes, listing.print_boundaries, listing.print_kernels):
         console, text = printed(80)
         show(console)
         assert max(map(len, text().splitlines())) <= 80

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mlaprof.records import Started
+from mlaprof.records import DispatchTax, NodeCounts, Started, StepCounts
 from mlaprof.report.progress import finished_line, progress
 
 Printed = Callable[..., Any]
@@ -71,6 +71,19 @@ def test_an_interrupt_passes_and_leaves_the_terminal_usable(fake_runs: ModuleTyp
         show(fake_runs.timing(fake_runs.point(), 1e-4))
         raise KeyboardInterrupt
     assert text().rindex("\x1b[?25h") > text().rindex("\x1b[?25l")  # the cursor is back
+
+
+def test_counts_and_the_dispatch_tax_are_told_in_brief(fake_runs: ModuleType) -> None:
+    at = fake_runs.point()
+    nodes = NodeCounts(kernel=60)
+    counts = StepCounts(steps=5, kernels=80, kernel_launches=20, graph_launches=3, nodes=nodes, complete=True)
+    row = fake_runs.ended(at, "ok", "", kind="counts").model_copy(update={"counts": counts})
+    assert finished_line(row).plain == f"✓ ok counts {at.key} 20 kernel + 3 graph launches, 0 syncs"
+    lacking = row.model_copy(update={"counts": counts.model_copy(update={"complete": False, "device_syncs": 2})})
+    assert finished_line(lacking).plain.endswith("2 syncs, incomplete")
+    tax = DispatchTax(bare_s=1e-6, define_s=3e-6, custom_op_s=8e-6, calls=9, ops_per_step=2)
+    taxed = fake_runs.ended(at, "ok", "", kind="dispatch").model_copy(update={"dispatch": tax})
+    assert finished_line(taxed).plain.endswith("2.000 us an operator above its function")
 
 
 def test_an_emulated_time_says_so(fake_runs: ModuleType) -> None:

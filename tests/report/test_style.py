@@ -7,14 +7,15 @@ import pytest
 from mlaprof.analysis.cells import CellStatus
 from mlaprof.analysis.compare import VERDICTS, Verdict
 from mlaprof.records import MemoryUse
-from mlaprof.report.style import MEMORY_PARTS, MODE, STATUS, VERDICT
-from mlaprof.study import MODES
+from mlaprof.report.style import BOUNDARY, MEMORY_PARTS, MODE, STATUS, VERDICT
+from mlaprof.study import BOUNDARIES, MODES
 
 
 def test_every_word_of_the_vocabulary_has_a_look() -> None:
     assert set(STATUS) == set(get_args(CellStatus))
     assert set(VERDICT) == set(get_args(Verdict)) == set(VERDICTS)
     assert set(MODE) == set(MODES)
+    assert set(BOUNDARY) == set(BOUNDARIES)
     assert set(MEMORY_PARTS) <= set(MemoryUse.model_fields)
 
 
@@ -28,6 +29,11 @@ def test_words_tell_apart_without_colour_and_without_unicode(looks: dict) -> Non
 def test_modes_tell_apart_by_marker_alone_and_by_colour_alone() -> None:
     assert len({look.marker for look in MODE.values()}) == len(MODES)
     assert len({look.colour for look in MODE.values()}) == len(MODES)
+
+
+def test_boundaries_tell_apart_by_line_alone_and_by_fill_alone() -> None:
+    assert len({look.line for look in BOUNDARY.values()}) == len(BOUNDARIES)
+    assert len({look.fill for look in BOUNDARY.values()}) == len(BOUNDARIES)
 
 
 def test_mode_colours_keep_their_distance_for_the_colour_blind() -> None:
