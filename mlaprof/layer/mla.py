@@ -12,8 +12,8 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from mlaprof.layer import attention
 from mlaprof.layer.cache import Caches
 from mlaprof.layer.context import ForwardContext
 from mlaprof.layer.indexer import Indexer
@@ -255,24 +255,11 @@ class MLA(nn.Module):
     def _absorbed(
         self, q: Tensor, cos_sin: Tensor, topk: Tensor, tokens: slice, metadata: AttnMetadata, output: Tensor
     ) -> None:
-        """Attend in the latent space: one 576-wide KV head whose first 512 columns are also the value.
-
-        q [n, H * qk_head_dim] not rotated, topk [n, index_topk] request-local, tokens their rows in the batch,
-        output [n, H * v_head_dim].
-        """
+        """Attend in the latent space. q [n, H * qk_head_dim] not rotated, topk [n, index_topk] request-local, tokens
+        their rows in the batch, output [n, H * v_head_dim]."""
         assert self.k_b_proj_trans is not None and self.v_b_proj is not None, (
             "MLA: expected post_load_weights() before the first forward"
         )
-        shape, count = self.shape, q.shape[0]
-        q = q.view(count, shape.num_heads, shape.qk_head_dim)
-        q_nope, q_pe = q.split((shape.qk_nope_head_dim, shape.qk_rope_head_dim), dim=-1)
-        absorbed = q.new_empty((count, shape.num_heads, shape.latent_dim))
-        torch.bmm(
-            q_nope.transpose(0, 1),
-            self.k_b_proj_trans.transpose(1, 2),
-            out=absorbed[..., : shape.kv_lora_rank].transpose(0, 1),
-        )
-        absorbed[..., shape.kv_lora_rank :].copy_(rotate(q_pe, cos_sin, interleaved=True))
         rows = OPS.convert_indices(
             topk,
             metadata.block_table,
@@ -280,43 +267,19 @@ class MLA(nn.Module):
             self.caches.stride_factor,
             self.layer_number * TOKENS_PER_BLOCK,
         )
-        latent = q.new_empty((count, shape.num_heads, shape.kv_lora_rank))
-        OPS.sparse_attn(absorbed, self.caches.latent_rows, rows, shape.softmax_scale, self.tiles.sparse_attn, latent)
-        torch.bmm(
-            latent.transpose(0, 1),
-            self.v_b_proj.transpose(1, 2),
-            out=output.view(count, shape.num_heads, shape.v_head_dim).transpose(0, 1),
+        attention.absorbed(
+            q,
+            cos_sin,
+            rows,
+            self.caches.latent_rows,
+            shape=self.shape,
+            k_b_proj_trans=self.k_b_proj_trans,
+            v_b_proj=self.v_b_proj,
+            tiles=self.tiles.sparse_attn,
+            out=output,
         )
 
     def _dense_context(self, q: Tensor, cos_sin: Tensor, metadata: AttnMetadata, output: Tensor) -> None:
-        """Causal attention without absorption: the latent rows of each context request, cached ones included, are
-        expanded to every head's keys and values."""
-        shape = self.shape
-        q = q.view(-1, shape.num_heads, shape.qk_head_dim)
-        q_pe = rotate(q[..., shape.qk_nope_head_dim :], cos_sin, interleaved=True)
-        q = torch.cat((q[..., : shape.qk_nope_head_dim], q_pe), dim=-1)
-        out = output.view(-1, shape.num_heads, shape.v_head_dim)
-        rows = metadata.ctx_kv_rows + self.layer_number * TOKENS_PER_BLOCK
-        latent = self.caches.latent_rows.index_select(0, rows)
-        q_at = k_at = 0
-        for new, total in metadata.ctx_lens:
-            k, v = self._expand(latent[k_at : k_at + total])
-            queries = q[q_at : q_at + new].transpose(0, 1)
-            ones = torch.ones((new, total), dtype=torch.bool, device=q.device)
-            visible = ones.tril(diagonal=total - new)
-            attended = F.scaled_dot_product_attention(
-                queries[None], k[None], v[None], attn_mask=visible, scale=shape.softmax_scale
-            )
-            out[q_at : q_at + new].copy_(attended[0].transpose(0, 1))
-            q_at, k_at = q_at + new, k_at + total
-
-    def _expand(self, latent: Tensor) -> tuple[Tensor, Tensor]:
-        """Latent rows [n, 576] to keys [H, n, qk_head_dim] and values [H, n, v_head_dim]."""
-        shape, count = self.shape, latent.shape[0]
-        compressed, k_pe = latent.split((shape.kv_lora_rank, shape.qk_rope_head_dim), dim=-1)
-        k_nope, v = self.kv_b_proj(compressed).split(
-            (shape.num_heads * shape.qk_nope_head_dim, shape.num_heads * shape.v_head_dim), dim=-1
-        )
-        k_nope = k_nope.view(count, shape.num_heads, shape.qk_nope_head_dim)
-        k = torch.cat((k_nope, k_pe[:, None].expand(-1, shape.num_heads, -1)), dim=-1)
-        return k.transpose(0, 1), v.view(count, shape.num_heads, shape.v_head_dim).transpose(0, 1)
+        """Dense causal attention of the context requests over their latent rows, cached ones included."""
+        latent = self.caches.latent_rows.index_select(0, metadata.ctx_kv_rows + self.layer_number * TOKENS_PER_BLOCK)
+        attention.dense(q, cos_sin, latent, metadata.ctx_lens, shape=self.shape, kv_b_proj=self.kv_b_proj, out=output)
