@@ -6,17 +6,58 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mlaprof.analysis.stats import Estimate
-from mlaprof.records import Check, Device, GateFacts, GraphFacts, KernelResources, MemoryUse, Status, StepCounts
+from mlaprof.records import (
+    Check,
+    Device,
+    GateFacts,
+    GraphFacts,
+    KernelResources,
+    Ledger,
+    MemoryUse,
+    SizeFacts,
+    Status,
+    StepCounts,
+)
 from mlaprof.study import BOUNDARIES, MODES, Boundary, Mode, Phase
 
 CellStatus = Literal[Status, "missing"]
 Bound = Literal["host", "device"]
 FindingKind = Literal[
-    "incorrect", "failed", "missing", "partial", "noisy", "throttled", "self_synchronising", "host_bound", "emulated"
+    "incorrect",
+    "failed",
+    "missing",
+    "over_budget",
+    "unbudgeted",
+    "not_captured",
+    "fell_back",
+    "partial",
+    "incomplete",
+    "throttled",
+    "noisy",
+    "self_synchronising",
+    "host_bound",
+    "emulated",
 ]
 
 BASELINE: Mode = "monolithic_eager"
 NOISY_HALF_WIDTH = 0.02  # of the median; beyond it a difference of a few per cent is not there to be seen
+
+
+@dataclass(frozen=True)
+class Breach:
+    """A limit of study.BudgetSpec that a step exceeds."""
+
+    name: str  # the limit's field
+    got: int
+    limit: int
+
+
+@dataclass(frozen=True)
+class BreakEven:
+    """Replays until capture, instantiation and first replay are paid by what each replay saves over mode `over`."""
+
+    replays: float
+    over: Mode
 
 
 @dataclass(frozen=True)
@@ -57,14 +98,44 @@ class Cell:
     memory: MemoryUse | None = None
     graph: GraphFacts | None = None
     counts: StepCounts | None = None
+    breaches: tuple[Breach, ...] = ()
     gate: GateFacts | None = None
+    break_even: BreakEven | None = None
     resources: tuple[KernelResources, ...] = ()
     checks: tuple[Check, ...] = ()
+
+    @property
+    def place(self) -> str:
+        """What the arms of one comparison share: the key up to the mode."""
+        return f"{self.preset}/{self.phase}/t{self.num_tokens}/ctx{self.context_len}"
 
     @property
     def timed(self) -> bool:
         """A latency may be shown."""
         return self.device_s is not None
+
+    @property
+    def step_s(self) -> float | None:
+        """What a step takes in service, host and device at work at once: the longer of submit_s and device_s."""
+        if self.device_s is None:
+            return None
+        return max(self.device_s.median, self.submit_s.median if self.submit_s else 0.0)
+
+    @property
+    def coverage(self) -> float | None:
+        """Kernels captured over all kernels; None where the counts are incomplete, of which it would be no bound."""
+        return self.counts.coverage if self.counts and self.counts.complete else None
+
+    @property
+    def fell_back(self) -> bool:
+        """No captured size reaches the step, so it ran eagerly in a mode with graphs."""
+        return self.graph is not None and self.graph.state == "fell_back"
+
+    @property
+    def not_captured(self) -> tuple[SizeFacts, ...]:
+        """The sizes that were asked of this cell's process and not captured."""
+        sizes = self.memory.ledger.sizes if self.memory and self.memory.ledger else ()
+        return tuple(size for size in sizes if size.state == "not_captured")
 
     @property
     def self_synchronising(self) -> bool:
@@ -103,6 +174,44 @@ class ModeMean:
 
 
 @dataclass(frozen=True)
+class PiecewiseVsBreakable:
+    """By how much breakable is faster than split_piecewise at one place: above 1 is faster."""
+
+    preset: str
+    phase: Phase
+    num_tokens: int
+    context_len: int
+    boundary: Boundary
+    tiles: str
+    device: Estimate | None
+    submit: Estimate | None  # None where emulated
+
+
+@dataclass(frozen=True)
+class BoundaryPrice:
+    """What it changes to move the boundary from `start` to `end`: speed-ups, and differences end - start.
+
+    A part that one of the two cells lacks is None.
+    """
+
+    preset: str
+    phase: Phase
+    num_tokens: int
+    context_len: int
+    mode: Mode
+    start: Boundary
+    end: Boundary
+    reason: str = ""  # why there is no price
+    device: Estimate | None = None
+    device_change_s: float | None = None
+    submit: Estimate | None = None  # None where emulated
+    submit_change_s: float | None = None
+    eager_kernels: int | None = None
+    graph_nodes: int | None = None
+    pool_bytes: int | None = None
+
+
+@dataclass(frozen=True)
 class Finding:
     """Something a reader must know before believing a number; the sentence is written in report/."""
 
@@ -122,6 +231,13 @@ class Summary:
     cells: tuple[Cell, ...]
     means: tuple[ModeMean, ...]
     findings: tuple[Finding, ...]
+    piecewise_vs_breakable: tuple[PiecewiseVsBreakable, ...] = ()
+    boundary_prices: tuple[BoundaryPrice, ...] = ()
+
+    @property
+    def over_budget(self) -> bool:
+        """A step asks for more than the study allows."""
+        return any(cell.breaches for cell in self.cells)
 
     @property
     def emulated(self) -> bool:
@@ -138,21 +254,48 @@ class Group:
     context_len: int
     cells: tuple[Cell, ...]
     means: tuple[ModeMean, ...]
+    piecewise_vs_breakable: tuple[PiecewiseVsBreakable, ...]
+    boundary_prices: tuple[BoundaryPrice, ...]
+
+    @property
+    def ledgers(self) -> dict[str, Ledger]:
+        """The memory ledger of each way; of several processes the last one's, that of the smallest size."""
+        found: dict[str, Ledger] = {}
+        for cell in self.cells:
+            if cell.memory and cell.memory.ledger:
+                found.setdefault(cell.way, cell.memory.ledger)
+        return found
 
 
 def groups(summary: Summary) -> tuple[Group, ...]:
     """The cells by preset, phase and context length, in the order of the plan."""
     found: dict[tuple[str, Phase, int], list[Cell]] = {}
     for cell in summary.cells:
-        found.setdefault((cell.preset, cell.phase, cell.context_len), []).append(cell)
+        found.setdefault(_group(cell), []).append(cell)
     return tuple(
         Group(
             *place,
             cells=tuple(sorted(cells, key=_row_order)),
-            means=tuple(mean for mean in summary.means if (mean.preset, mean.phase, mean.context_len) == place),
+            means=tuple(each for each in summary.means if _group(each) == place),
+            piecewise_vs_breakable=tuple(
+                sorted(
+                    (each for each in summary.piecewise_vs_breakable if _group(each) == place),
+                    key=lambda each: each.num_tokens,
+                )
+            ),
+            boundary_prices=tuple(
+                sorted(
+                    (each for each in summary.boundary_prices if _group(each) == place),
+                    key=lambda each: each.num_tokens,
+                )
+            ),
         )
         for place, cells in found.items()
     )
+
+
+def _group(each: Cell | ModeMean | PiecewiseVsBreakable | BoundaryPrice) -> tuple[str, Phase, int]:
+    return each.preset, each.phase, each.context_len
 
 
 def _row_order(cell: Cell) -> tuple[int, int, int, bool]:

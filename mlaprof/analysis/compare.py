@@ -7,11 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 from zlib import crc32
 
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
-
 from mlaprof.analysis.cells import Cell, Summary
 from mlaprof.analysis.stats import Bootstrap, Estimate, bootstrap, geometric_mean, quotient
+from mlaprof.analysis.stored import stored_study
 from mlaprof.analysis.summary import summarize
 from mlaprof.records import Environment, Manifest, Run
 
@@ -234,11 +232,8 @@ def _gpu_facts(environment: Environment) -> dict[str, str]:
 
 def _study_facts(study_yaml: str) -> dict[str, str]:
     """What changes the meaning of a key: everything stored but the name, and the axes, which the key itself holds."""
-    try:
-        study = YAML(typ="safe").load(study_yaml)
-    except YAMLError:
-        return {"study": study_yaml}
-    if not isinstance(study, dict):
+    study = stored_study(study_yaml)
+    if study is None:
         return {"study": study_yaml}
     parts = {part: value for part, value in study.items() if part not in ("name", "sweep", "tiles")}
     return {name: value for part, inner in parts.items() for name, value in _leaves(str(part), inner)}

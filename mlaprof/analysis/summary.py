@@ -8,15 +8,15 @@ from dataclasses import dataclass, replace
 from functools import reduce
 from operator import or_
 from statistics import median
-from typing import Literal
-from zlib import crc32
 
-import numpy as np
-
-from mlaprof.analysis.cells import BASELINE, NOISY_HALF_WIDTH, Cell, CellStatus, Finding, ModeMean, Summary
-from mlaprof.analysis.stats import Bootstrap, bootstrap, geometric_mean, quotient
+from mlaprof.analysis.arms import Arm, arm_of, speedup
+from mlaprof.analysis.capture import boundary_prices, break_even, piecewise_vs_breakable
+from mlaprof.analysis.cells import BASELINE, Cell, CellStatus, ModeMean, Summary
+from mlaprof.analysis.findings import breaches, findings
+from mlaprof.analysis.stats import Bootstrap, geometric_mean
+from mlaprof.analysis.stored import stored_budget
 from mlaprof.machine.nvml import event_names
-from mlaprof.records import Kind, Measurement, Point, Run, Timing
+from mlaprof.records import Kind, Measurement, Point, Run
 from mlaprof.study import BOUNDARIES, MODES, PHASES, PR_BOUNDARY, Boundary, Mode, Phase
 
 THROTTLE_REASONS = 0x08 | 0x20 | 0x40 | 0x80  # NVML: hardware slowdown, software or hardware thermal, power brake
@@ -42,7 +42,7 @@ class _Identity:
 
 
 def summarize(run: Run) -> Summary:
-    """One Cell a Point key, in plan order. Raises ValueError on a planned key that is not one."""
+    """One Cell a Point key, in plan order. Raises ValueError on a planned key or a budget that is not one."""
     manifest = run.manifest
     expected: dict[str, tuple[str, ...]] = {}
     for entry in manifest.planned:
@@ -51,12 +51,18 @@ def summarize(run: Run) -> Summary:
     seen: dict[str, dict[Kind, Measurement]] = {}
     for measurement in run.measurements:  # a later measurement of the same kind replaces an earlier one
         seen.setdefault(measurement.point.key, {})[measurement.kind] = measurement
-    arms = {key: arm for key, kinds in seen.items() if (arm := _arm(key, kinds))}
+    arms = {key: arm for key, kinds in seen.items() if (arm := arm_of(key, kinds.get("timing")))}
 
     on_cpu = manifest.device == "cpu"
     cells = [
         _cell(key, seen.get(key, {}), expected.get(key, ()), arms, emulated=on_cpu)
         for key in dict.fromkeys([*expected, *seen])
+    ]
+    by_key = {cell.key: cell for cell in cells}
+    budget = stored_budget(manifest.study_yaml)
+    cells = [
+        replace(cell, break_even=break_even(cell, by_key), breaches=breaches(cell.counts, cell.mode, budget))
+        for cell in cells
     ]
     return Summary(
         run_id=manifest.run_id,
@@ -66,7 +72,9 @@ def summarize(run: Run) -> Summary:
         processor=manifest.environment.processor(manifest.device),
         cells=tuple(cells),
         means=_means(cells, arms),
-        findings=_findings(cells),
+        findings=findings(cells, budget),
+        piecewise_vs_breakable=piecewise_vs_breakable(cells, arms),
+        boundary_prices=boundary_prices(cells, arms),
     )
 
 
@@ -100,34 +108,11 @@ def _of_point(point: Point) -> _Identity:
     )
 
 
-@dataclass(frozen=True, eq=False)
-class _Arm:
-    """A timing that may be shown, and the bootstraps of its times, drawn once for every use."""
-
-    timing: Timing
-    device_s: Bootstrap
-    submit_s: Bootstrap | None
-
-
-def _arm(key: str, kinds: Mapping[Kind, Measurement]) -> _Arm | None:
-    measurement = kinds.get("timing")
-    if measurement is None or not measurement.outcome.usable:
-        return None
-    timing = measurement.timing
-    if timing is None or not timing.device_s:
-        return None
-    return _Arm(
-        timing,
-        device_s=bootstrap(timing.device_s, seed=crc32(key.encode())),
-        submit_s=bootstrap(timing.submit_s, seed=crc32(f"submit {key}".encode())) if timing.submit_s else None,
-    )
-
-
 def _cell(
     key: str,
     kinds: Mapping[Kind, Measurement],
     expected: tuple[str, ...],
-    arms: Mapping[str, _Arm],
+    arms: Mapping[str, Arm],
     *,
     emulated: bool,
 ) -> Cell:
@@ -163,12 +148,7 @@ def _cell(
     )
     if arm is None:
         return cell
-    place = _place(who)
-    return _with_timing(cell, arm, arms.get(f"{place}/{BASELINE}"), arms.get(f"{place}/{who.way}"))
-
-
-def _place(who: _Identity | Cell) -> str:
-    return f"{who.preset}/{who.phase}/t{who.num_tokens}/ctx{who.context_len}"
+    return _with_timing(cell, arm, arms.get(f"{cell.place}/{BASELINE}"), arms.get(f"{cell.place}/{cell.way}"))
 
 
 def _ordered(kinds: Mapping[Kind, Measurement], *order: Kind) -> list[Measurement]:
@@ -192,18 +172,18 @@ def _notes(kinds: Mapping[Kind, Measurement], expected: tuple[str, ...], leading
             yield f"{absent} missing: the run ended before it was measured"
 
 
-def _with_timing(cell: Cell, arm: _Arm, baseline: _Arm | None, default: _Arm | None) -> Cell:
+def _with_timing(cell: Cell, arm: Arm, baseline: Arm | None, default: Arm | None) -> Cell:
     timing = arm.timing
     seen_events = reduce(or_, timing.clock_event_reasons, 0)
-    speedup, tiles_speedup = _speedup(baseline, arm), _speedup(default, arm)
-    submit_speedup = None if cell.emulated else _speedup(baseline, arm, "submit_s")
+    faster, tiles_faster = speedup(baseline, arm), speedup(default, arm)
+    submit_faster = None if cell.emulated else speedup(baseline, arm, "submit_s")
     return replace(
         cell,
         device_s=arm.device_s.estimate,
         submit_s=arm.submit_s.estimate if arm.submit_s else None,
-        speedup=speedup.estimate if speedup else None,
-        submit_speedup=submit_speedup.estimate if submit_speedup else None,
-        tiles_speedup=tiles_speedup.estimate if tiles_speedup and cell.tiles else None,
+        speedup=faster.estimate if faster else None,
+        submit_speedup=submit_faster.estimate if submit_faster else None,
+        tiles_speedup=tiles_faster.estimate if tiles_faster and cell.tiles else None,
         cache=timing.cache,
         clock=timing.clock,
         first_call_s=timing.first_call_s,
@@ -216,52 +196,14 @@ def _with_timing(cell: Cell, arm: _Arm, baseline: _Arm | None, default: _Arm | N
     )
 
 
-def _speedup(slower: _Arm | None, arm: _Arm, clock: Literal["device_s", "submit_s"] = "device_s") -> Bootstrap | None:
-    """slower / arm by one of the clocks: above 1 where `arm` is faster. None where the two cannot be compared."""
-    if slower is None or not _comparable(slower, arm):
-        return None
-    base: Bootstrap | None = getattr(slower, clock)
-    new: Bootstrap | None = getattr(arm, clock)
-    if base is None or new is None or min(*getattr(slower.timing, clock), *getattr(arm.timing, clock)) <= 0:
-        return None
-    return _quotient(new, base)
-
-
-def _comparable(one: _Arm, other: _Arm) -> bool:
-    return one.timing.clock == other.timing.clock and one.timing.cache == other.timing.cache
-
-
-def _quotient(base: Bootstrap, new: Bootstrap) -> Bootstrap:
-    """new / base; a series over itself is 1 exactly, its draws being no independent ones."""
-    return Bootstrap(1.0, np.ones(1), base.n) if base is new else quotient(base, new)
-
-
-def _means(cells: list[Cell], arms: Mapping[str, _Arm]) -> tuple[ModeMean, ...]:
+def _means(cells: list[Cell], arms: Mapping[str, Arm]) -> tuple[ModeMean, ...]:
     groups: dict[tuple[str, Phase, int, Mode, Boundary, str, str], list[Bootstrap]] = {}
     for cell in cells:
-        baseline = arms.get(f"{_place(cell)}/{BASELINE}")
+        baseline = arms.get(f"{cell.place}/{BASELINE}")
         if not cell.timed or arms[cell.key] is baseline:
             continue
-        speedup = _speedup(baseline, arms[cell.key])
-        if speedup is not None:
+        faster = speedup(baseline, arms[cell.key])
+        if faster is not None:
             group = (cell.preset, cell.phase, cell.context_len, cell.mode, cell.boundary, cell.way, cell.tiles)
-            groups.setdefault(group, []).append(speedup)
+            groups.setdefault(group, []).append(faster)
     return tuple(ModeMean(*group, geometric_mean(ratios).estimate) for group, ratios in groups.items())
-
-
-def _findings(cells: list[Cell]) -> tuple[Finding, ...]:
-    def keys(wanted: Iterable[Cell]) -> tuple[str, ...]:
-        return tuple(cell.key for cell in wanted)
-
-    found = [
-        Finding("incorrect", keys(c for c in cells if c.outcome == "incorrect")),
-        Finding("failed", keys(c for c in cells if c.outcome == "failed")),
-        Finding("missing", keys(c for c in cells if c.outcome == "missing")),
-        Finding("partial", keys(c for c in cells if c.notes)),
-        Finding("throttled", keys(c for c in cells if c.throttled)),
-        Finding("noisy", keys(c for c in cells if c.device_s and c.device_s.half_width > NOISY_HALF_WIDTH)),
-        Finding("self_synchronising", keys(c for c in cells if c.self_synchronising)),
-        Finding("host_bound", keys(c for c in cells if c.bound == "host")),
-        Finding("emulated", keys(c for c in cells if c.emulated and c.timed)),
-    ]
-    return tuple(finding for finding in found if finding.keys)

@@ -1,0 +1,26 @@
+"""What the study that a run stores says, as far as reading a run needs it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from mlaprof.study import BudgetSpec
+
+
+def stored_study(study_yaml: str) -> dict[str, Any] | None:
+    """The parts of a stored study by name; None where the text holds none."""
+    try:
+        study = YAML(typ="safe").load(study_yaml)
+    except YAMLError:
+        return None
+    return study if isinstance(study, dict) else None
+
+
+def stored_budget(study_yaml: str) -> BudgetSpec:
+    """The budget of a stored study, without limits where it has none. Raises ValueError on one that is no budget."""
+    study = stored_study(study_yaml)
+    budget = study.get("budget") if study else None
+    return BudgetSpec() if budget is None else BudgetSpec.model_validate(budget)
