@@ -61,7 +61,8 @@ def piecewise_vs_breakable(cells: Sequence[Cell], arms: Mapping[str, Arm]) -> tu
 def boundary_prices(cells: Sequence[Cell], arms: Mapping[str, Arm]) -> tuple[BoundaryPrice, ...]:
     """Each move of the boundary with default tiles, in plan order: from the PR's to every other, and along the chain.
 
-    Where one of the two cells is not ok the move carries the reason instead of a price; where neither is, there is none.
+    Where one of the two cells is not ok the move carries the reason instead of a price; where neither is, it is left
+    out.
     """
     ways: dict[tuple[str, Mode], dict[Boundary, Cell]] = {}
     for cell in cells:

@@ -1,4 +1,4 @@
-"""Tables that fit the terminal: whole columns go, the least needed first, and are named."""
+"""Tables that fit the terminal: whole columns go, the least needed first, and are named. And as Markdown, whole."""
 
 from __future__ import annotations
 
@@ -65,6 +65,19 @@ def print_columns(
         names = ", ".join(column.title for column in reversed(dropped))
         print_wrapped(f"too narrow for: {names} (widen the terminal{instead})", console, "bright_black")
     return dropped
+
+
+def markdown(columns: Sequence[Column]) -> str:
+    """A Markdown table of the columns that are not empty; a bar or a line break in a cell splits no row."""
+    kept = [column for column in columns if column.rank == 0 or not column.empty]
+    rows = [[column.title for column in kept], *zip(*(column.cells for column in kept), strict=True)]
+    lines = [f"| {' | '.join(_escaped(str(cell)) for cell in row)} |" for row in rows]
+    rule = "|".join("---:" if column.right else "---" for column in kept)
+    return "\n".join([lines[0], f"|{rule}|", *lines[1:]])
+
+
+def _escaped(text: str) -> str:
+    return " ".join(text.replace("\\", "\\\\").replace("|", "\\|").split())
 
 
 def _text(cell: Text | str) -> Text:

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from rich.console import Console
-from rich.text import Text
 
-from mlaprof.analysis.cells import BASELINE, Cell, Group, ModeMean, Summary, groups
-from mlaprof.analysis.stats import Estimate
+from mlaprof.analysis.cells import Cell, Group, Summary, groups
 from mlaprof.records import KernelResources
 from mlaprof.report import sentences
+from mlaprof.report.capture_tables import (
+    BOUNDARY_TITLE,
+    BREAKABLE_TITLE,
+    LEDGER_TITLE,
+    boundary_columns,
+    breakable_columns,
+    ledger_columns,
+)
+from mlaprof.report.cells_table import cell_columns, unclear
 from mlaprof.report.columns import Column, print_columns
-from mlaprof.report.lines import keys_by_reason, print_wrapped, styled
+from mlaprof.report.lines import print_wrapped, styled
 from mlaprof.report.style import STATUS
-from mlaprof.report.units import faster, plus_minus, significant, size, size_unit, time_unit
+from mlaprof.report.units import size
 
 
 def print_summary(summary: Summary, console: Console) -> None:
@@ -38,14 +45,32 @@ def _print_group(summary: Summary, group: Group, console: Console) -> None:
         cells = "1 cell was" if compiled == 1 else f"{compiled} cells were"
         print_wrapped(f"{cells} compiled, not timed: compile facts below", console, "bright_black")
     if rows:
-        dropped = print_columns(
-            _columns(rows, group.means, console), console, last_rows=len(group.means), instead=", or use --format csv"
-        )
-        if any(cell.speedup and _unclear(cell.speedup) for cell in rows):
+        columns = cell_columns(rows, group.means, ascii_only=console.options.ascii_only)
+        dropped = print_columns(columns, console, last_rows=len(group.means), instead=", or use --format csv")
+        if any(cell.speedup and unclear(cell.speedup) for cell in rows):
             print_wrapped("~ the interval of the speed-up includes 1.0", console, "bright_black")
-        if any(column.title.startswith("pool") for column in dropped):
+        if not group.ledgers and any(column.title.startswith("pool") for column in dropped):
             _print_memory(rows, console)
+        _print_capture(group, console)
     console.print()
+
+
+def _print_capture(group: Group, console: Console) -> None:
+    """What capturing buys and costs in this group, as far as it was measured."""
+    ascii_only = console.options.ascii_only
+    _print_titled(BREAKABLE_TITLE, breakable_columns(group, ascii_only=ascii_only), console)
+    _print_titled(BOUNDARY_TITLE, boundary_columns(group.boundary_prices, ascii_only=ascii_only), console)
+    for sentence in sentences.unpriced(group.boundary_prices):
+        print_wrapped(sentence, console, "bright_black")
+    _print_titled(LEDGER_TITLE, ledger_columns(group.ledgers), console)
+    for sentence in sentences.residuals(group.ledgers):
+        print_wrapped(sentence, console, "yellow")
+
+
+def _print_titled(title: str, columns: Sequence[Column], console: Console) -> None:
+    if columns:
+        print_wrapped(f"\n{title}", console, "bold")
+        print_columns(columns, console, instead=", or use --format md")
 
 
 def _print_memory(rows: list[Cell], console: Console) -> None:
@@ -67,79 +92,6 @@ def _print_memory(rows: list[Cell], console: Console) -> None:
         ],
         console,
     )
-
-
-def _columns(rows: list[Cell], means: Sequence[ModeMean], console: Console) -> list[Column]:
-    times = time_unit(each.median for cell in rows for each in (cell.device_s, cell.submit_s) if each)
-    sizes = size_unit(
-        value
-        for cell in rows
-        if cell.memory
-        for value in (cell.memory.allocator_peak_bytes, cell.memory.graph_pool_bytes)
-        if value
-    )
-    sign = "+-" if console.options.ascii_only else "±"
-    blank = [""] * len(means)
-
-    def medians(estimates: Iterable[Estimate | None]) -> list[str]:
-        return [times.text(each.median) if each else "" for each in estimates]
-
-    tokens = [
-        str(cell.num_tokens) if not number or rows[number - 1].num_tokens != cell.num_tokens else ""
-        for number, cell in enumerate(rows)
-    ]
-    kernel, labels = _tile_labels([*(cell.tiles for cell in rows), *(mean.tiles for mean in means)])
-    return [
-        Column("tokens", 0, [*tokens, *("geomean" for _ in means)]),
-        Column("mode", 0, [*(cell.way for cell in rows), *(mean.way for mean in means)], right=False),
-        Column(kernel or "tiles", 0, labels, right=False) if kernel is not None else Column("tiles", 9, labels),
-        Column("status", 0, [*(styled(STATUS[cell.outcome], console) for cell in rows), *blank], right=False),
-        Column(f"device {times.name}", 0, [*medians(cell.device_s for cell in rows), *blank]),
-        Column(f"{sign}CI", 3, [*(plus_minus(c.device_s, sign) if c.device_s else "" for c in rows), *blank]),
-        Column("speed-up", 1, [*(_speedup(cell) for cell in rows), *(_ratio_text(mean.speedup) for mean in means)]),
-        Column(f"submit {times.name}", 4, [*medians(cell.submit_s for cell in rows), *blank]),
-        Column("bound", 2, [*(_bound(cell) for cell in rows), *blank], right=False),
-        Column(f"pool {sizes.name}", 5, [*(_memory(c, "graph_pool_bytes", sizes.scale) for c in rows), *blank]),
-        Column(f"peak {sizes.name}", 6, [*(_memory(c, "allocator_peak_bytes", sizes.scale) for c in rows), *blank]),
-        Column("SM MHz", 7, [*(f"{c.sm_clock_hz / 1e6:.0f}" if c.sm_clock_hz else "" for c in rows), *blank]),
-        Column("launches", 8, [*(str(c.graph.graph_launches) if c.graph else "" for c in rows), *blank]),
-    ]
-
-
-def _tile_labels(tiles: Sequence[str]) -> tuple[str | None, list[str]]:
-    """The kernel that the labels share (empty for none, None without tiles), and the labels without it."""
-    chosen = [label for label in tiles if label]
-    if not chosen:
-        return None, [""] * len(tiles)
-    kernels = {label.partition("=")[0] for label in chosen}
-    if len(kernels) > 1 or any("+" in label for label in chosen):
-        return "", [label or "default" for label in tiles]
-    return kernels.pop(), [label.partition("=")[2] or "default" for label in tiles]
-
-
-def _memory(cell: Cell, name: str, scale: float) -> str:
-    value = getattr(cell.memory, name) if cell.memory else None
-    return "" if value is None else "0" if value == 0 else significant(value / scale)
-
-
-def _speedup(cell: Cell) -> Text | str:
-    if cell.mode == BASELINE and not cell.tiles and cell.speedup:
-        return Text("baseline", style="bright_black")
-    return _ratio_text(cell.speedup) if cell.speedup else ""
-
-
-def _bound(cell: Cell) -> Text:
-    return Text(sentences.bound(cell), style="yellow" if cell.bound == "host" else "")
-
-
-def _ratio_text(speedup: Estimate) -> Text:
-    if _unclear(speedup):
-        return Text(f"~{speedup.median:.2f}x")
-    return Text(faster(speedup.median), style="green" if speedup.median > 1 else "red")
-
-
-def _unclear(speedup: Estimate) -> bool:
-    return speedup.ci_low <= 1 <= speedup.ci_high and speedup.ci_low != speedup.ci_high
 
 
 def _print_resources(summary: Summary, console: Console) -> None:
@@ -165,19 +117,10 @@ def _print_resources(summary: Summary, console: Console) -> None:
 
 
 def _print_trouble(summary: Summary, console: Console) -> None:
-    troubled = [cell for cell in summary.cells if cell.outcome not in ("ok", "compiled")]
-    for outcome in ("incorrect", "failed", "missing", "skipped"):
-        cells = [cell for cell in troubled if cell.outcome == outcome]
-        for reason, keys in keys_by_reason((_reason(cell), cell.key) for cell in cells).items():
-            line = styled(STATUS[outcome], console)
-            line.append(f" {reason or 'no reason given'} ({keys})", style="default")
-            console.print(line)
-    for note, keys in keys_by_reason((note, cell.key) for cell in summary.cells for note in cell.notes).items():
-        print_wrapped(f"note: {note} ({keys})", console)
-
-
-def _reason(cell: Cell) -> str:
-    parts = [f"at {cell.stage}:" if cell.stage else "", cell.reason]
-    if cell.outcome == "incorrect":
-        parts += [f"[{c.name} {c.value:.3g} > {c.limit:.3g}]" for c in cell.checks if not c.passed]
-    return " ".join(part for part in parts if part)
+    for outcome, sentence in sentences.troubles(summary):
+        if outcome is None:
+            print_wrapped(sentence, console)
+            continue
+        line = styled(STATUS[outcome], console)
+        line.append(f" {sentence}", style="default")
+        console.print(line)

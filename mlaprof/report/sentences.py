@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-from mlaprof.analysis.cells import NOISY_HALF_WIDTH, Cell, Finding, Summary
+from mlaprof.analysis.cells import NOISY_HALF_WIDTH, BoundaryPrice, Cell, CellStatus, Finding, Summary
+from mlaprof.records import Ledger
+from mlaprof.report.lines import keys_by_reason
 from mlaprof.report.style import STATUS
-from mlaprof.report.units import times
+from mlaprof.report.units import size, times
+
+RESIDUAL_LIMIT_BYTES = 4 * 2**20  # two granules of the driver; beyond it the ledger misses something
+
+_WITHIN_BUDGET = {  # limit -> what to do about its breach
+    "syncs": 'find each with torch.cuda.set_sync_debug_mode("error")',
+    "d2h": "find what the host reads (.item(), .tolist(), .cpu())",
+    "eager_launches": "see which kernels are outside the graphs with `mlaprof graph CONFIG`",
+}
 
 
 def finding(found: Finding, summary: Summary) -> str:
@@ -26,6 +36,27 @@ def finding(found: Finding, summary: Summary) -> str:
             )
         case "missing":
             return f"{cells} not measured yet. Finish with `mlaprof sweep --resume RUN`."
+        case "over_budget":
+            return _over_budget(found, summary)
+        case "unbudgeted":
+            return (
+                f"{cells} without counts, so the budget was not checked there. "
+                "Leave measure.counts on, and sweep again or `mlaprof sweep --resume RUN`."
+            )
+        case "not_captured":
+            return _not_captured(found, summary)
+        case "fell_back":
+            largest = max(cell.num_tokens for cell in summary.cells if cell.key in found.keys)
+            return (
+                f"{cells} fell back to eager, as no captured size reaches so many tokens: the mode's times there are "
+                f"eager ones. Add a size of {largest} or more to capture.sizes, within capture.max_num_tokens, and "
+                "sweep again."
+            )
+        case "incomplete":
+            return (
+                f"{cells} with incomplete counts: kernels seen and kernels asked for differ, or the steps do. Read the "
+                "counts as lower bounds, and sweep again where they matter."
+            )
         case "partial":
             return f"{cells} lack a part (notes below). Complete with `mlaprof sweep --resume RUN`."
         case "noisy":
@@ -55,9 +86,72 @@ def finding(found: Finding, summary: Summary) -> str:
             )
         case "emulated":
             return (
-                "Capture was emulated on the CPU: correctness carries over to a GPU, times do not. "
+                "Capture was emulated on the CPU: correctness carries over to a GPU, times do not, and what is counted "
+                "as a kernel is an operator. "
                 "Run the same sweep with --device cuda for numbers."
             )
+
+
+def _over_budget(found: Finding, summary: Summary) -> str:
+    """Each limit with its worst cell, then what to do."""
+    breaches = [(each, cell.key) for cell in summary.cells for each in cell.breaches]
+    names = [name for name in _WITHIN_BUDGET if any(each.name == name for each, _ in breaches)]
+    worst = [max((pair for pair in breaches if pair[0].name == name), key=lambda pair: pair[0].got) for name in names]
+    told = ", ".join(f"{each.name} {each.got} where {each.limit} are allowed ({key})" for each, key in worst)
+    cells = "1 cell exceeds" if len(found.keys) == 1 else f"{len(found.keys)} cells exceed"
+    remedies = "; ".join(_WITHIN_BUDGET[name] for name in names)
+    return f"{cells} the budget, at worst {told}. To mend it {remedies}."
+
+
+def _not_captured(found: Finding, summary: Summary) -> str:
+    """The sizes of each way with their reasons; the process of a way has many cells, each size counts once."""
+    sizes = {
+        (placed(cell.phase, cell.context_len), cell.way, size.num_tokens): size.reason
+        for cell in summary.cells
+        if cell.key in found.keys
+        for size in cell.not_captured
+    }
+    reasons = keys_by_reason(
+        (reason or "no reason given", f"{way} {tokens} tokens, {place}")
+        for (place, way, tokens), reason in sizes.items()
+    )
+    told = "; ".join(f"{reason} ({keys})" for reason, keys in reasons.items())
+    count = "1 size that was asked for was" if len(sizes) == 1 else f"{len(sizes)} sizes that were asked for were"
+    return f"{count} not captured: {told}. Mend that or take the size out of capture.sizes, and sweep again."
+
+
+def unpriced(prices: Sequence[BoundaryPrice]) -> Iterator[str]:
+    """One sentence a reason for which moves of the boundary have no price."""
+    moves = ((each.reason, f"{each.mode} {each.start} to {each.end} at {each.num_tokens}") for each in prices)
+    for reason, keys in keys_by_reason(move for move in moves if move[0]).items():
+        yield f"no price: {reason} ({keys})"
+
+
+def residuals(ledgers: Mapping[str, Ledger]) -> Iterator[str]:
+    """One sentence a way whose ledger misses more than the driver's granules explain."""
+    for way, ledger in ledgers.items():
+        residual = ledger.residual_bytes
+        if residual is not None and abs(residual) > RESIDUAL_LIMIT_BYTES:
+            what = "that no part explains" if residual > 0 else "counted twice or freed meanwhile"
+            yield f"residual of {way}: {size(abs(residual))} {what}; up to {size(RESIDUAL_LIMIT_BYTES)} is rounding"
+
+
+def troubles(summary: Summary) -> Iterator[tuple[CellStatus | None, str]]:
+    """`at verify: replay differs [check 1 > 0] (keys)` for each outcome and reason, then notes, without an outcome."""
+    outcomes: tuple[CellStatus, ...] = ("incorrect", "failed", "missing", "skipped")
+    for outcome in outcomes:
+        cells = [cell for cell in summary.cells if cell.outcome == outcome]
+        for reason, keys in keys_by_reason((_reason(cell), cell.key) for cell in cells).items():
+            yield outcome, f"{reason or 'no reason given'} ({keys})"
+    for note, keys in keys_by_reason((note, cell.key) for cell in summary.cells for note in cell.notes).items():
+        yield None, f"note: {note} ({keys})"
+
+
+def _reason(cell: Cell) -> str:
+    parts = [f"at {cell.stage}:" if cell.stage else "", cell.reason]
+    if cell.outcome == "incorrect":
+        parts += [f"[{c.name} {c.value:.3g} > {c.limit:.3g}]" for c in cell.checks if not c.passed]
+    return " ".join(part for part in parts if part)
 
 
 def conditions(summary: Summary, cells: Sequence[Cell]) -> str:

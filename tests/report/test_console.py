@@ -48,13 +48,13 @@ def test_the_bound_stands_beside_the_submit_time(h100: Summary, printed: Printed
 def test_the_warning_of_host_bound_cells_says_how_many_how_far_and_what_next(
     h100: Summary, printed: Printed, fake_runs: ModuleType
 ) -> None:
-    """At 1 and 64 tokens every mode but full, at 4096 none; split_eager at one token is the furthest."""
+    """All but full at 1 token, nor breakable at 64, none at 4096; split_eager at one token is the furthest."""
     console, text = printed(1000)
     print_summary(h100, console)
     (warning,) = [line for line in text().splitlines() if "host-bound" in line]
     machine = fake_runs.h100()
     furthest = machine.submit_s("split_eager", 1) / machine.device_s("split_eager", 1)
-    assert warning.startswith("warning: 8 cells are host-bound")
+    assert warning.startswith("warning: 9 cells are host-bound")
     assert f"up to {furthest:.1f}x its device time (v3.2-tp8/prefill/t1/ctx0/split_eager)" in warning
     assert "at least its submit time" in warning and "mlaprof plot RUN" in warning
     assert warning.rstrip().endswith("capture more of the step to submit it faster.")

@@ -1,0 +1,123 @@
+"""The columns of a table of cells: times, what a step asks of the driver, memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+
+from rich.text import Text
+
+from mlaprof.analysis.cells import BASELINE, Cell, ModeMean
+from mlaprof.analysis.stats import Estimate
+from mlaprof.report import sentences
+from mlaprof.report.columns import Column
+from mlaprof.report.style import STATUS
+from mlaprof.report.units import faster, plus_minus, significant, size_unit, time_unit
+
+
+def cell_columns(
+    rows: Sequence[Cell], means: Sequence[ModeMean], *, ascii_only: bool = False, every_row: bool = False
+) -> list[Column]:
+    """A row a cell, then a row a mean. every_row: token counts are not left blank where they repeat."""
+    times = time_unit(each.median for cell in rows for each in (cell.device_s, cell.submit_s) if each)
+    memories = [cell.memory for cell in rows if cell.memory]
+    sizes = size_unit(
+        value for each in memories for value in (each.allocator_peak_bytes, each.graph_pool_bytes) if value
+    )
+    sign, least = ("+-", ">=") if ascii_only else ("±", "≥")
+    blank = [""] * len(means)
+
+    def of_cells(text: Callable[[Cell], Text | str]) -> list[Text | str]:
+        return [*(text(cell) for cell in rows), *blank]
+
+    def medians(estimates: Iterable[Estimate | None]) -> list[str]:
+        return [*(times.text(each.median) if each else "" for each in estimates), *blank]
+
+    def counted(value: Callable[[Cell], int | None]) -> list[Text | str]:
+        """Of incomplete counts the bound that they are."""
+        return of_cells(lambda cell: _bounded(value(cell), cell, least))
+
+    tokens = [
+        str(cell.num_tokens) if every_row or not row or rows[row - 1].num_tokens != cell.num_tokens else ""
+        for row, cell in enumerate(rows)
+    ]
+    kernel, labels = _tile_labels([*(cell.tiles for cell in rows), *(mean.tiles for mean in means)])
+    return [
+        Column("tokens", 0, [*tokens, *("geomean" for _ in means)]),
+        Column("mode", 0, [*(cell.way for cell in rows), *(mean.way for mean in means)], right=False),
+        Column(kernel or "tiles", 0, labels, right=False) if kernel is not None else Column("tiles", 15, labels),
+        Column("status", 0, of_cells(lambda cell: _status(cell, ascii_only)), right=False),
+        Column(f"device {times.name}", 0, medians(cell.device_s for cell in rows)),
+        Column(f"{sign}CI", 3, of_cells(lambda cell: plus_minus(cell.device_s, sign) if cell.device_s else "")),
+        Column("speed-up", 1, [*(_speedup(cell) for cell in rows), *(ratio_text(mean.speedup) for mean in means)]),
+        Column(f"submit {times.name}", 4, medians(cell.submit_s for cell in rows)),
+        Column("bound", 2, of_cells(_bound), right=False),
+        Column("eager kernels", 5, counted(lambda cell: cell.counts.kernel_launches if cell.counts else None)),
+        Column("syncs", 6, counted(lambda cell: cell.counts.syncs if cell.counts else None)),
+        Column("d2h", 9, counted(lambda cell: cell.counts.d2h_copies if cell.counts else None)),
+        Column("coverage", 8, of_cells(lambda cell: share(cell.coverage))),
+        Column("graph nodes", 11, of_cells(lambda cell: str(cell.graph.graph_nodes) if cell.graph else "")),
+        Column("launches", 13, of_cells(lambda cell: str(cell.graph.graph_launches) if cell.graph else "")),
+        Column("break-even", 10, of_cells(_break_even)),
+        Column(f"pool {sizes.name}", 7, of_cells(lambda cell: _memory(cell, "graph_pool_bytes", sizes.scale))),
+        Column(f"peak {sizes.name}", 12, of_cells(lambda cell: _memory(cell, "allocator_peak_bytes", sizes.scale))),
+        Column("SM MHz", 14, of_cells(lambda cell: f"{cell.sm_clock_hz / 1e6:.0f}" if cell.sm_clock_hz else "")),
+    ]
+
+
+def ratio_text(speedup: Estimate) -> Text:
+    """`1.12x faster`; `~1.00x` where the interval includes 1.0."""
+    if unclear(speedup):
+        return Text(f"~{speedup.median:.2f}x")
+    return Text(faster(speedup.median), style="green" if speedup.median > 1 else "red")
+
+
+def unclear(speedup: Estimate) -> bool:
+    """The interval includes 1.0, unless it is nothing but 1.0."""
+    return speedup.ci_low <= 1 <= speedup.ci_high and speedup.ci_low != speedup.ci_high
+
+
+def share(value: float | None) -> str:
+    """`97.2%`, rounded down: 100.0% is all of it."""
+    return "" if value is None else f"{math.floor(1000 * value) / 10:.1f}%"
+
+
+def _bounded(value: int | None, cell: Cell, least: str) -> str:
+    if value is None:
+        return ""
+    return str(value) if cell.counts and cell.counts.complete else f"{least}{value}"
+
+
+def _status(cell: Cell, ascii_only: bool) -> Text:
+    look = STATUS[cell.outcome]
+    return Text(f"{look.text(ascii_only)}{', fell back' if cell.fell_back else ''}", style=look.colour)
+
+
+def _break_even(cell: Cell) -> str:
+    return str(math.ceil(cell.break_even.replays)) if cell.break_even else ""
+
+
+def _tile_labels(tiles: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The kernel that the labels share (empty for none, None without tiles), and the labels without it."""
+    chosen = [label for label in tiles if label]
+    if not chosen:
+        return None, [""] * len(tiles)
+    kernels = {label.partition("=")[0] for label in chosen}
+    if len(kernels) > 1 or any("+" in label for label in chosen):
+        return "", [label or "default" for label in tiles]
+    return kernels.pop(), [label.partition("=")[2] or "default" for label in tiles]
+
+
+def _memory(cell: Cell, name: str, scale: float) -> str:
+    value = getattr(cell.memory, name) if cell.memory else None
+    return "" if value is None else "0" if value == 0 else significant(value / scale)
+
+
+def _speedup(cell: Cell) -> Text | str:
+    if cell.mode == BASELINE and not cell.tiles and cell.speedup:
+        return Text("baseline", style="bright_black")
+    return ratio_text(cell.speedup) if cell.speedup else ""
+
+
+def _bound(cell: Cell) -> Text:
+    return Text(sentences.bound(cell), style="yellow" if cell.bound == "host" else "")
