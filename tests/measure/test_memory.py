@@ -7,7 +7,7 @@ import gc
 import pytest
 import torch
 
-from mlaprof.measure.memory import CpuMeter, CudaMeter, tensor_bytes
+from mlaprof.measure.memory import CpuMeter, CudaMeter, DeviceReading, tensor_bytes, weigh_capture
 
 
 def test_a_shared_storage_counts_once():
@@ -55,8 +55,10 @@ def test_a_cpu_says_what_it_cannot_tell():
     """None, never zero: nothing was measured."""
     meter = CpuMeter()
     meter.begin()
-    assert meter.allocated_bytes() is None
-    assert meter.reserved_bytes() is None
+    assert meter.reading() is None
+    with weigh_capture(meter) as weight:
+        torch.ones(7)
+    assert (weight.driver_bytes, weight.transient_bytes) == (None, None)
 
 
 def test_a_cpu_peak_covers_memory_that_was_touched_and_freed():
@@ -68,18 +70,110 @@ def test_a_cpu_peak_covers_memory_that_was_touched_and_freed():
     assert meter.peak_bytes() >= size
 
 
+def reading(**changes: int) -> DeviceReading:
+    """A device with 100 MiB in use: 40 outside torch, 50 in the default pool, 10 in private ones."""
+    parts = {"device": 100, "allocated": 45, "reserved": 60, "default_allocated": 40, "default_reserved": 50}
+    return DeviceReading(**{f"{name}_bytes": size << 20 for name, size in {**parts, **changes}.items()})
+
+
+def test_a_reading_tells_what_torch_does_not_hold_and_what_it_holds_for_nobody():
+    assert reading().outside_bytes == 40 << 20
+    assert reading().slack_bytes == 10 << 20
+
+
+class ScriptedMeter:
+    """A device that is read once before and once after."""
+
+    def __init__(self, *readings: DeviceReading, peak_bytes: int) -> None:
+        self._readings = list(readings)
+        self._peak_bytes = peak_bytes
+        self.events: list[str] = []
+
+    def begin(self) -> None:
+        self.events.append("begin")
+
+    def peak_bytes(self) -> int:
+        self.events.append("peak")
+        return self._peak_bytes
+
+    def reading(self) -> DeviceReading:
+        self.events.append("reading")
+        return self._readings.pop(0)
+
+
+def test_a_capture_weighs_what_the_pool_does_not_say():
+    """The pool grew by 8 MiB, the device by 13: 5 are the driver's. 70 at most, 53 after: 17 were in passing."""
+    after = reading(device=113, reserved=68, allocated=53)
+    meter = ScriptedMeter(reading(), after, peak_bytes=70 << 20)
+    with weigh_capture(meter) as weight:
+        meter.events.append("capture")
+        assert weight.driver_bytes is None
+    assert (weight.driver_bytes, weight.transient_bytes) == (5 << 20, 17 << 20)
+    assert meter.events == ["reading", "begin", "capture", "peak", "reading"]
+
+
+def test_a_capture_that_fails_has_no_weight():
+    """The error comes through, and no half number is left to be believed."""
+    meter = ScriptedMeter(reading(), reading(), peak_bytes=0)
+    with pytest.raises(RuntimeError, match="not capturable"), weigh_capture(meter) as weight:
+        raise RuntimeError("not capturable")
+    assert (weight.driver_bytes, weight.transient_bytes) == (None, None)
+
+
 @pytest.mark.gpu
 def test_a_gpu_peak_counts_from_begin():
     """A freed tensor stays in the peak until begin() is called again."""
     meter = CudaMeter()
     meter.begin()
     base = meter.peak_bytes()
-    assert base == meter.allocated_bytes()
+    assert base == meter.reading().allocated_bytes
     block = torch.empty(8 << 20, dtype=torch.uint8, device="cuda")
-    assert meter.allocated_bytes() == base + (8 << 20)
-    assert meter.reserved_bytes() >= meter.allocated_bytes()
+    assert meter.reading().allocated_bytes == base + (8 << 20)
     del block
-    assert meter.allocated_bytes() == base
+    assert meter.reading().allocated_bytes == base
     assert meter.peak_bytes() == base + (8 << 20)
     meter.begin()
     assert meter.peak_bytes() == base
+
+
+@pytest.mark.gpu
+def test_a_gpu_reading_adds_up():
+    """Pools within the allocator within the device; garbage and idle segments are given back before it is taken."""
+    meter = CudaMeter()
+    torch.ones(3, device="cuda")
+    base = meter.reading()
+    block = torch.empty(64 << 20, dtype=torch.uint8, device="cuda")
+    held = meter.reading()
+    assert held.allocated_bytes - base.allocated_bytes == 64 << 20
+    assert held.default_allocated_bytes - base.default_allocated_bytes == 64 << 20
+    assert held.default_reserved_bytes - base.default_reserved_bytes >= 64 << 20
+    assert held.default_allocated_bytes <= held.default_reserved_bytes <= held.reserved_bytes < held.device_bytes
+    assert held.default_allocated_bytes <= held.allocated_bytes <= held.reserved_bytes
+    del block
+    assert meter.reading().reserved_bytes == base.reserved_bytes
+
+
+@pytest.mark.gpu
+def test_a_gpu_capture_is_weighed_beside_its_pool():
+    """What a graph keeps is in the pool, not in the default one, and what it used in passing is transient."""
+    meter = CudaMeter()
+    x = torch.ones(16 << 20, dtype=torch.uint8, device="cuda")
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    before = meter.reading()
+    with weigh_capture(meter) as weight:
+        with torch.cuda.graph(graph):
+            kept = x + 1  # 16 MiB
+            kept.add_((x + 2) + (x + 3))  # 32 MiB or more at once beside it, freed
+        torch.cuda.synchronize()
+    after = meter.reading()
+    small = 2 << 20  # a segment for the random state that torch keeps for a graph
+    assert 0 <= after.allocated_bytes - before.allocated_bytes - (16 << 20) < small
+    assert 0 <= after.default_reserved_bytes - before.default_reserved_bytes <= small
+    assert after.reserved_bytes - before.reserved_bytes >= 48 << 20
+    assert weight.transient_bytes is not None and weight.transient_bytes >= 32 << 20
+    assert weight.driver_bytes == after.outside_bytes - before.outside_bytes
+    assert weight.driver_bytes >= 0
+    graph.replay()
+    torch.cuda.synchronize()
+    assert kept[-1].item() == 2 + 3 + 4
