@@ -1,15 +1,16 @@
 """The semantics of CUDA graphs on a CPU, so that every capture mode runs and is tested without a GPU.
 
-Capture runs fn once and records the ATen calls below it with their tensors. Replay makes the same calls again, without
-the Python that led to them, and copies what they return into the tensors recorded first: fixed addresses, frozen
-control flow. Three differences from the real thing: temporaries of one pool are not re-used, so `pool_bytes` is an
-upper bound; reads of a tensor that bypass the dispatcher (`tolist`, `numpy`) go unseen; and one number written under a
-mask is held whoever made it, where a GPU holds it from the host only.
+Capture runs fn once and records the ATen calls below it with the addresses of their tensors. Replay makes the same
+calls again, without the Python that led to them, and copies what they return to the addresses recorded first: fixed
+addresses, frozen control flow, and blocks of one pool that later allocations take once nobody holds them (cpu_pool.py).
+Three differences from the real thing: reads of a tensor that bypass the dispatcher (`tolist`, `numpy`) go unseen; one
+number written under a mask is held whoever made it, where a GPU holds it from the host only; and a tensor of the pool
+cannot be resized.
 """
 
 from __future__ import annotations
 
-import weakref
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -18,21 +19,26 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-from mlaprof.capture.graphs import CaptureError
+from mlaprof.capture.cpu_pool import Block, CpuPool
+from mlaprof.capture.dispatch import (
+    ALLOCATIONS,
+    fresh_tensors,
+    is_composite,
+    is_named,
+    is_work,
+    run_break,
+    tensors_in,
+)
+from mlaprof.capture.graphs import Break, CaptureError, Nodes, first_line, source_line
 
 T = TypeVar("T")
-
-# An allocation is no node: a replay must find in it what earlier replays left.
-ALLOCATIONS = frozenset(
-    f"aten::{name}"
-    for name in ("empty", "empty_like", "empty_permuted", "empty_strided", "new_empty", "new_empty_strided")
-)
 
 
 @dataclass(frozen=True)
 class _Call:
+    """One call. It owns no tensor of the pool, as a graph does not, but every other one."""
+
     func: OpOverload
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
@@ -42,7 +48,7 @@ class _Call:
         returned = self.func(*self.args, **self.kwargs)
         if not self.fresh:
             return
-        tensors = _tensors(returned)
+        tensors = tensors_in(returned)
         for place, recorded in self.fresh:
             result = tensors[place]
             if result.shape != recorded.shape or result.dtype != recorded.dtype:
@@ -55,12 +61,21 @@ class _Call:
 
 
 class CpuGraph:
-    """The recorded calls of one capture."""
+    """The recorded calls of one capture; each counts as a kernel."""
 
-    def __init__(self, calls: tuple[_Call, ...], pool_bytes: int) -> None:
-        self._calls = calls
-        self.num_nodes = len(calls)
-        self.pool_bytes = pool_bytes
+    instantiate_s = 0.0
+    first_replay_s = 0.0
+
+    def __init__(self, calls: Sequence[_Call], blocks: Sequence[Block], capture_s: float) -> None:
+        self._calls = tuple(calls)
+        self._blocks = blocks
+        self.nodes = Nodes(kernel=len(calls))
+        self.ops = tuple(call.func.name() for call in calls)
+        self.capture_s = capture_s
+
+    @property
+    def num_nodes(self) -> int:
+        return self.nodes.total
 
     def replay(self) -> None:
         """Run every recorded call again, in order, whatever the caller's grad mode."""
@@ -81,64 +96,106 @@ class CpuGraphs:
 
     def __init__(self, see_through: Collection[str] = ()) -> None:
         self._see_through = frozenset(see_through)
-        self._graphs: weakref.WeakSet[CpuGraph] = weakref.WeakSet()
+        self._pool = CpuPool()
 
     def capture(self, fn: Callable[[], T]) -> tuple[CpuGraph, T]:
         """Record fn under inference or no-grad mode alike; unlike on a GPU, the result holds values at once.
 
         Raises CaptureError naming the operator where fn waits for a value, has an output whose shape depends on data,
-        or copies a Python list to a tensor: what a stream capture refuses.
+        or copies a Python list to a tensor: what a stream capture refuses; and naming the source line of any other
+        error of fn.
         """
-        recorder = _Recorder(self._see_through)
-        with recorder:
-            result = fn()
-        graph = CpuGraph(tuple(recorder.calls), recorder.pool_bytes)
-        self._graphs.add(graph)
-        return graph, result
+        recorder = _Recorder(self._pool, self._see_through)
+        result = recorder.watch(fn)
+        return recorder.end(), result
+
+    def capture_broken(self, fn: Callable[[], T], breaks: Collection[str]) -> tuple[tuple[CpuGraph | Break, ...], T]:
+        """Record fn as capture() does, in a graph before, between and behind the operators named in breaks.
+
+        Recording has done the work of each graph once already, so none is replayed here. An operator of breaks is not
+        looked into. What allocates and views only makes no graph.
+        """
+        recorder = _Recorder(self._pool, self._see_through, frozenset(breaks))
+        result = recorder.watch(fn)
+        recorder.cut()
+        return tuple(recorder.steps), result
+
+    def disown(self, tree: T) -> T:
+        """The same structure with tensors of the pool replaced by views that do not keep their blocks."""
+        return self._pool.disown(tree)
 
     def pool_bytes(self) -> int:
-        """Bytes of the storages allocated in captures whose graphs are alive."""
-        return sum(graph.pool_bytes for graph in self._graphs)
+        """Bytes of the blocks taken in captures whose graphs are alive."""
+        return self._pool.nbytes
 
 
 class _Recorder(TorchDispatchMode):
-    def __init__(self, see_through: frozenset[str]) -> None:
+    def __init__(self, pool: CpuPool, see_through: frozenset[str], breaks: frozenset[str] = frozenset()) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.calls: list[_Call] = []
-        self.pool_bytes = 0
+        self.steps: list[CpuGraph | Break] = []
+        self._pool = pool
         self._see_through = see_through
+        self._breaks = breaks
+        self._calls: list[_Call] = []
+        self._blocks: list[Block] = []  # of all graphs of one recorder: they live and die together
+        self._start = time.perf_counter()
+
+    def watch(self, fn: Callable[[], T]) -> T:
+        """Call fn and record what it does."""
+        try:
+            with self:
+                return fn()
+        except CaptureError:
+            raise
+        except Exception as error:
+            where = source_line(error)
+            raise CaptureError(f"{first_line(error)} (at {where})", op=where) from error
+
+    def end(self) -> CpuGraph:
+        """What was recorded since the last end."""
+        graph = CpuGraph(self._calls, self._blocks, time.perf_counter() - self._start)
+        self._calls = []
+        return graph
+
+    def cut(self) -> None:
+        """Add a graph of what was recorded since the last cut, if anything."""
+        if self._calls:
+            self.steps.append(self.end())
 
     def __torch_dispatch__(
         self, func: OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if is_named(func, self._breaks):
+            return self._break(func, args, kwargs)
         if func._schema.name in self._see_through:
             with self:
                 return func._op_dk(torch._C.DispatchKey.CPU, *args, **kwargs)
-        # Under inference mode composite operators arrive whole, otherwise in parts: record the parts in both.
-        if func._can_decompose() and torch._C._dispatch_has_kernel_for_dispatch_key(
-            func.name(), torch._C.DispatchKey.CompositeImplicitAutograd
-        ):
+        if is_composite(func):
             with self:
                 return func.decompose(*args, **kwargs)
         reason = _refusal(func, args, kwargs)
         if reason:
             raise CaptureError(f"{func.name()}: {reason}", op=func.name())
-        returned = func(*args, **kwargs)
-        self._record(func, args, kwargs, returned)
-        return returned
+        return self._record(func, args, kwargs, func(*args, **kwargs))
 
-    def _record(self, func: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any], returned: Any) -> None:
-        given = {_storage(tensor) for tensor in _tensors((args, kwargs))}
-        tensors = _tensors(returned)
-        fresh = tuple((place, tensor) for place, tensor in enumerate(tensors) if _storage(tensor) not in given)
-        storages = {_storage(tensor): tensor.untyped_storage().nbytes() for _, tensor in fresh}
-        self.pool_bytes += sum(storages.values())
-        if func._schema.name in ALLOCATIONS:
-            return
-        # What returns only views of its arguments and mutates none is done for good; what returns nothing acts.
-        if fresh or func._schema.is_mutable or not tensors:
-            self.calls.append(_Call(func, args, kwargs, fresh))
+    def _break(self, func: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        self.cut()
+        self.steps.append(run_break(func, args, kwargs))
+        self._start = time.perf_counter()
+
+    def _record(self, func: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any], returned: Any) -> Any:
+        given = (args, kwargs)
+        works = is_work(func, given, returned)
+        fresh = fresh_tensors(given, returned)
+        copy = func._schema.name not in ALLOCATIONS
+        returned, blocks = self._pool.take_in(returned, [tensor for _, tensor in fresh], copy=copy)
+        self._blocks += blocks
+        if works:
+            args, kwargs = self._pool.disown(given)
+            recorded = tensors_in(self._pool.disown(returned))
+            self._calls.append(_Call(func, args, kwargs, tuple((place, recorded[place]) for place, _ in fresh)))
+        return returned
 
 
 def _refusal(func: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
@@ -165,11 +222,3 @@ def _expands_a_mask(indices: Sequence[Tensor | None], values: Tensor | None = No
     if all(index.dtype not in (torch.bool, torch.uint8) for index in given):
         return False
     return values is None or values.numel() != 1 or accumulate or len(given) > 1
-
-
-def _tensors(tree: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
-
-
-def _storage(tensor: Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)

@@ -4,31 +4,46 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import os
-import traceback
-from collections.abc import Callable, Iterator
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
+from torch._ops import OpOverload
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from mlaprof.capture.graphs import CaptureError, first_line
+from mlaprof.capture.dispatch import is_composite, is_named, is_work, on_storage, replace_tensors, run_break, tensors_in
+from mlaprof.capture.graphs import Break, CaptureError, Nodes, first_line, source_line
 
 T = TypeVar("T")
-TORCH = os.path.dirname(torch.__file__)
+NODE_TYPES = ("kernel", "memcpy", "memset")  # CUgraphNodeType 0, 1, 2; what lies above is rare
 
 
 class CudaGraph:
     """One instantiated CUDA graph."""
 
-    def __init__(self, graph: torch.cuda.CUDAGraph) -> None:
+    def __init__(self, graph: torch.cuda.CUDAGraph, nodes: Nodes, ops: tuple[str, ...], capture_s: float) -> None:
+        start = time.perf_counter()
+        graph.instantiate()
+        self.instantiate_s = time.perf_counter() - start
+        self.capture_s = capture_s
+        self.first_replay_s = 0.0
+        self.nodes = nodes
+        self.ops = ops
         self._graph = graph
-        self.num_nodes = _count_nodes(graph.raw_cuda_graph())
         self.replay: Callable[[], None] = graph.replay  # bound once: submit time is measured
+
+    @property
+    def num_nodes(self) -> int:
+        return self.nodes.total
 
 
 class CudaGraphs:
-    """Captures CUDA graphs. num_nodes counts what the driver counts: kernels, copies, memsets."""
+    """Captures CUDA graphs; their nodes are the driver's: kernels, copies, memsets."""
 
     emulated = False
 
@@ -49,31 +64,70 @@ class CudaGraphs:
 
         Raises CaptureError naming the source line at which the capture broke.
         """
-        gc.collect()
-        torch.cuda.current_stream().synchronize()
-        graph = torch.cuda.CUDAGraph(keep_graph=True)
-        with _no_gc(), torch.cuda.stream(self._stream):
-            graph.capture_begin(pool=self._pools[-1])
-            try:
+        with self._captures() as captures:
+            captures.begin()
+            result = fn()
+            graph = captures.end()
+        return graph, result
+
+    def capture_broken(self, fn: Callable[[], T], breaks: Collection[str]) -> tuple[tuple[CudaGraph | Break, ...], T]:
+        """Record fn as capture() does, in a graph before, between and behind the operators named in breaks.
+
+        Captures with no device work make no graph.
+        """
+        with self._captures() as captures:
+            breaker = _Breaker(captures, frozenset(breaks))
+            captures.begin()
+            with breaker:
                 result = fn()
-                graph.capture_end()
-            except Exception as error:
-                self._abandon(graph)
-                where = _source_line(error)
-                raise CaptureError(f"{first_line(error)} (at {where})", op=where) from error
-        graph.instantiate()
-        return CudaGraph(graph), result
+            breaker.cut()
+        return tuple(breaker.steps), result
+
+    def disown(self, tree: T) -> T:
+        """The same structure with tensors of the pool replaced by views that do not own their memory."""
+        ranges = [(segment["address"], segment["address"] + segment["total_size"]) for segment in self._segments()]
+        storages: dict[int, Any] = {}
+        made: dict[int, Tensor] = {}
+        for tensor in tensors_in(tree):
+            memory = tensor.untyped_storage()
+            if not tensor.is_cuda or not any(start <= memory.data_ptr() < end for start, end in ranges):
+                continue
+            if memory._cdata not in storages:
+                storages[memory._cdata] = torch._C._construct_storage_from_data_pointer(
+                    memory.data_ptr(), tensor.device, memory.nbytes()
+                )
+            made[id(tensor)] = on_storage(tensor, storages[memory._cdata])
+        return replace_tensors(tree, made)
 
     def pool_bytes(self) -> int:
         """Device memory reserved by the pool."""
+        return sum(segment["total_size"] for segment in self._segments())
+
+    def _segments(self) -> list[dict[str, Any]]:
         pools = {tuple(pool) for pool in self._pools}
-        segments = torch.cuda.memory_snapshot()
-        return sum(segment["total_size"] for segment in segments if tuple(segment["segment_pool_id"]) in pools)
+        return [segment for segment in torch.cuda.memory_snapshot() if tuple(segment["segment_pool_id"]) in pools]
+
+    @contextmanager
+    def _captures(self) -> Iterator[_Captures]:
+        """Captures on the capture stream; what breaks one is told by CaptureError, and the maker is well again."""
+        gc.collect()
+        torch.cuda.current_stream().synchronize()
+        captures = _Captures(self._pools[-1])
+        with _no_gc(), torch.cuda.stream(self._stream):
+            try:
+                yield captures
+            except Exception as error:
+                if captures.running is not None:
+                    self._abandon(captures.running)
+                if isinstance(error, CaptureError):
+                    raise
+                where = source_line(error)
+                raise CaptureError(f"{first_line(error)} (at {where})", op=where) from error
 
     def _abandon(self, graph: torch.cuda.CUDAGraph) -> None:
         """End a capture that fn left by an exception, on the capture stream."""
         try:
-            graph.capture_end()
+            _end(graph)
         except RuntimeError:
             # The stream is free again, but torch left out the rest: its allocator still watches for this capture
             # through a pointer to graph, and its generator believes it is captured. Keep the graph, leave the pool to
@@ -96,14 +150,95 @@ class CudaGraphs:
         self._held.append(whole)
 
 
-def _count_nodes(graph: int) -> int:
+class _Captures:
+    """Captures that follow one another on the current stream, into one pool."""
+
+    def __init__(self, pool: Any) -> None:
+        self.running: torch.cuda.CUDAGraph | None = None
+        self._pool = pool
+        self._start = 0.0
+
+    def begin(self) -> None:
+        graph = torch.cuda.CUDAGraph(keep_graph=True)
+        self._start = time.perf_counter()
+        graph.capture_begin(pool=self._pool)
+        self.running = graph
+
+    def end(self, ops: tuple[str, ...] = ()) -> CudaGraph:
+        graph = self.running
+        if graph is None:
+            raise ValueError("end: expected a capture begun, got none")
+        _end(graph)
+        capture_s = time.perf_counter() - self._start
+        self.running = None
+        return CudaGraph(graph, _nodes(graph.raw_cuda_graph()), ops, capture_s)
+
+
+class _Breaker(TorchDispatchMode):
+    """Ends the running capture before an operator of breaks, replays it, calls the operator, and begins the next."""
+
+    def __init__(self, captures: _Captures, breaks: frozenset[str]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.steps: list[CudaGraph | Break] = []
+        self._captures = captures
+        self._breaks = breaks
+        self._ops: list[str] = []
+
+    def cut(self) -> None:
+        """End the running capture; add and replay its graph if the device has anything to do in it."""
+        graph = self._captures.end(tuple(self._ops))
+        self._ops.clear()
+        if graph.nodes.total:
+            start = time.perf_counter()
+            graph.replay()
+            torch.cuda.current_stream().synchronize()
+            graph.first_replay_s = time.perf_counter() - start
+            self.steps.append(graph)
+
+    def __torch_dispatch__(
+        self, func: OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if is_named(func, self._breaks):
+            self.cut()
+            self.steps.append(run_break(func, args, kwargs))
+            torch.cuda.current_stream().synchronize()  # an error of the operator shows here, not in the next capture
+            self._captures.begin()
+            return None
+        if is_composite(func):
+            with self:
+                return func.decompose(*args, **kwargs)
+        returned = func(*args, **kwargs)
+        if is_work(func, (args, kwargs), returned):
+            self._ops.append(func.name())
+        return returned
+
+
+def _end(graph: torch.cuda.CUDAGraph) -> None:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*CUDA Graph is empty")  # its node count says so
+        graph.capture_end()
+
+
+def _nodes(graph: int) -> Nodes:
     # The driver ships with every GPU machine, and its CUgraph is the runtime's cudaGraph_t.
     driver = ctypes.CDLL("libcuda.so.1")
     count = ctypes.c_size_t()
-    status = driver.cuGraphGetNodes(ctypes.c_void_p(graph), None, ctypes.byref(count))
+    _check("cuGraphGetNodes", driver.cuGraphGetNodes(ctypes.c_void_p(graph), None, ctypes.byref(count)))
+    handles = (ctypes.c_void_p * count.value)()
+    if count.value:
+        _check("cuGraphGetNodes", driver.cuGraphGetNodes(ctypes.c_void_p(graph), handles, ctypes.byref(count)))
+    kinds: Counter[str] = Counter()
+    for handle in handles:
+        kind = ctypes.c_int()
+        _check("cuGraphNodeGetType", driver.cuGraphNodeGetType(ctypes.c_void_p(handle), ctypes.byref(kind)))
+        kinds[NODE_TYPES[kind.value] if kind.value < len(NODE_TYPES) else "other"] += 1
+    return Nodes(**kinds)
+
+
+def _check(function: str, status: int) -> None:
     if status != 0:
-        raise RuntimeError(f"cuGraphGetNodes: expected status 0, got {status}")
-    return count.value
+        raise RuntimeError(f"{function}: expected status 0, got {status}")
 
 
 @contextmanager
@@ -116,11 +251,3 @@ def _no_gc() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
-
-
-def _source_line(error: BaseException) -> str:
-    """The innermost line outside torch; of a traced piece, its generated line."""
-    frames = traceback.extract_tb(error.__traceback__)
-    outside = [frame for frame in frames if not frame.filename.startswith(TORCH)] or list(frames)
-    frame = outside[-1]
-    return f"{frame.filename}:{frame.lineno} {frame.line or frame.name}"

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import traceback
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
+import torch
+
 T = TypeVar("T")
+MACHINERY = (os.path.dirname(torch.__file__), os.path.dirname(__file__))  # not where a user's mistake is
 
 
 class CaptureError(RuntimeError):
@@ -24,6 +29,14 @@ def first_line(error: BaseException) -> str:
     """The first line of what an error says; its type where it says nothing."""
     text = str(error).strip()
     return text.splitlines()[0] if text else type(error).__name__
+
+
+def source_line(error: BaseException) -> str:
+    """The innermost line outside torch and this package; of a traced piece, its generated line."""
+    frames = traceback.extract_tb(error.__traceback__)
+    outside = [frame for frame in frames if not frame.filename.startswith(MACHINERY)] or list(frames)
+    frame = outside[-1]
+    return f"{frame.filename}:{frame.lineno} {frame.line or frame.name}"
 
 
 @dataclass(frozen=True)
@@ -55,6 +68,7 @@ class Graph(Protocol):
     ops: tuple[str, ...]  # operators below which its work was recorded, in order; empty where nobody watched
     capture_s: float
     instantiate_s: float
+    first_replay_s: float  # until the device is done; 0 where the maker did not make it
 
     def replay(self) -> None:
         """Do the recorded work again, without the Python that led to it."""

@@ -29,7 +29,7 @@ def test_nodes_are_the_drivers_count(graphs: GraphMaker, x):
 
     fn()
     graph, _ = graphs.capture(fn)
-    assert graph.num_nodes == 3
+    assert graph.nodes.total == 3
     assert not graphs.emulated
 
 
