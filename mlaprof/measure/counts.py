@@ -92,16 +92,19 @@ class CudaCounter:
 
     The first session and the first step of each go uncounted: a profiler may lose what it sees first (SGLang #22590).
     CUPTI's records as torch keeps them hold every call of the runtime API that is counted here, but of direct calls of
-    the driver API only kernel launches (as Triton makes them).
+    the driver API only kernel launches (as Triton makes them). count_steps raises RuntimeError where they hold none of
+    a kernel launched for the purpose: a profiler that sees nothing would otherwise count a step of nothing.
     """
 
     def count_steps(self, step: Step, *, steps: int = 3) -> Counts:
         _check(steps)
+        probe = torch.empty(1, device="cuda")
         with _profiler():
             step()
         allocated = []
         with _profiler() as session:
             step()
+            probe.fill_(1.0)
             for _ in range(steps):
                 torch.cuda.synchronize()
                 time.sleep(PAD_S)
@@ -111,7 +114,9 @@ class CudaCounter:
                 after = torch.cuda.memory_stats()
                 time.sleep(PAD_S)
                 allocated.append({field: after[key] - before[key] for field, key in ALLOCATOR.items()})
-        tallies = tally_steps(_activities(session))
+        activities = _activities(session)
+        _check_seen(activities)
+        tallies = tally_steps(activities)
         if len(tallies) != steps:
             raise RuntimeError(f"profiler: expected {steps} marked steps in its records, got {len(tallies)}")
         for tally, numbers in zip(tallies, allocated, strict=True):
@@ -137,6 +142,17 @@ def _activities(session: profile) -> list[Activity]:
             Activity(event.name(), on_device, event.correlation_id(), event.start_ns(), event.end_ns()),
         )
     return found
+
+
+def _check_seen(activities: Sequence[Activity]) -> None:
+    """Raise where neither the probe nor any other kernel, or no call that launched one, was recorded."""
+    launches = sum(bool(HOST_CALLS["kernel_launches"].match(each.name)) for each in activities if not each.on_device)
+    kernels = sum(_kind(each.name) == "kernels" for each in activities if each.on_device)
+    if not launches or not kernels:
+        raise RuntimeError(
+            f"profiler: expected records of launches and of kernels, got {launches} and {kernels}; "
+            "CUPTI serves one client at a time: is another profiler (nsys, ncu) attached?"
+        )
 
 
 def tally_steps(activities: Iterable[Activity]) -> list[Tally]:

@@ -189,6 +189,15 @@ def test_the_profilers_own_records_hold_the_marks_and_no_call_of_cuda_on_a_cpu()
     assert tally_steps(activities) == [{}, {}, {}]
 
 
+def test_a_profiler_that_saw_nothing_is_an_error_not_a_step_of_nothing():
+    """Without CUPTI every count is 0 and the account would close."""
+    launch, kernel = call("cudaLaunchKernel", 4, 10), work(KERNEL, 4, 20)
+    counts_module._check_seen([launch, kernel])
+    for blind in ([], [launch], [kernel], [launch, work("Memset (Device)", 4, 20)], [mark(1, 2), kernel]):
+        with pytest.raises(RuntimeError, match="expected records of launches and of kernels"):
+            counts_module._check_seen(blind)
+
+
 # Emulated
 
 
