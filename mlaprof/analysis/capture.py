@@ -22,16 +22,17 @@ _EAGER_FORMS: dict[Mode, tuple[Mode, ...]] = {  # the same operators without gra
 def break_even(cell: Cell, cells: Mapping[str, Cell]) -> BreakEven | None:
     """How often a graph must be replayed until its capture is paid; `cells` by key hold the eager ones.
 
-    None in eager modes, on a CPU, where the cost of the capture is not known apart, and where replays are not faster.
+    None in eager modes, on a CPU, where the cost of the capture is not known apart, and where replays are not faster
+    beyond both intervals.
     """
     cost_s = capture_cost_s(cell.graph)
-    if cell.emulated or cell.step_s is None or not cost_s:
+    if cell.emulated or cell.step is None or not cost_s:
         return None
     for mode in _EAGER_FORMS.get(cell.mode, ()):
         eager = cells.get("/".join(part for part in (cell.place, mode, cell.tiles) if part))
-        if eager is not None and eager.step_s is not None and eager.clock == cell.clock and eager.cache == cell.cache:
-            saved_s = eager.step_s - cell.step_s
-            return BreakEven(cost_s / saved_s, over=mode) if saved_s > 0 else None
+        if eager is not None and eager.step is not None and eager.clock == cell.clock and eager.cache == cell.cache:
+            faster = eager.step.ci_low > cell.step.ci_high
+            return BreakEven(cost_s / (eager.step.median - cell.step.median), over=mode) if faster else None
     return None
 
 

@@ -115,11 +115,10 @@ class Cell:
         return self.device_s is not None
 
     @property
-    def step_s(self) -> float | None:
+    def step(self) -> Estimate | None:
         """What a step takes in service, host and device at work at once: the longer of submit_s and device_s."""
-        if self.device_s is None:
-            return None
-        return max(self.device_s.median, self.submit_s.median if self.submit_s else 0.0)
+        times = [each for each in (self.device_s, self.submit_s) if each]
+        return max(times, key=lambda each: each.median) if self.device_s else None
 
     @property
     def coverage(self) -> float | None:

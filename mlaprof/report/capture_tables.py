@@ -14,7 +14,7 @@ from mlaprof.report.columns import Column
 from mlaprof.report.units import Unit, plus_minus, significant, time_unit
 
 BREAKABLE_TITLE = "Breakable beside split_piecewise"
-BOUNDARY_TITLE = "What it changes to move the boundary of the captured part"
+BOUNDARY_TITLE = "What it changes to move the boundary of the captured part; numbers are after minus before"
 LEDGER_TITLE = "Memory of one process a mode, MiB; graph pool and driver memory of all sizes"
 CAPTURE_TITLE = "What each captured size cost"
 

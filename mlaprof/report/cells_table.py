@@ -14,6 +14,9 @@ from mlaprof.report.columns import Column
 from mlaprof.report.style import STATUS
 from mlaprof.report.units import faster, plus_minus, significant, size_unit, time_unit
 
+DRIVER_TITLE = "What a step asks of the driver, at the largest size"
+_DRIVER = ("tokens", "mode", "eager kernels", "syncs", "d2h", "coverage", "graph nodes", "launches", "break-even")
+
 
 def cell_columns(
     rows: Sequence[Cell], means: Sequence[ModeMean], *, ascii_only: bool = False, every_row: bool = False
@@ -63,6 +66,15 @@ def cell_columns(
         Column(f"peak {sizes.name}", 12, of_cells(lambda cell: _memory(cell, "allocator_peak_bytes", sizes.scale))),
         Column("SM MHz", 14, of_cells(lambda cell: f"{cell.sm_clock_hz / 1e6:.0f}" if cell.sm_clock_hz else "")),
     ]
+
+
+def driver_columns(rows: Sequence[Cell], *, ascii_only: bool = False) -> list[Column]:
+    """A row a way with counts, at its largest size with default tiles: what remains of them on a narrow terminal."""
+    counted = sorted((cell for cell in rows if cell.counts and not cell.tiles), key=lambda cell: cell.num_tokens)
+    largest = {cell.way: cell for cell in counted}
+    shown = [largest[way] for way in dict.fromkeys(cell.way for cell in rows) if way in largest]
+    columns = cell_columns(shown, (), ascii_only=ascii_only, every_row=True)
+    return [column for column in columns if column.title in _DRIVER] if shown else []
 
 
 def ratio_text(speedup: Estimate) -> Text:

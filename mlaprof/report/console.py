@@ -18,7 +18,7 @@ from mlaprof.report.capture_tables import (
     breakable_columns,
     ledger_columns,
 )
-from mlaprof.report.cells_table import cell_columns, unclear
+from mlaprof.report.cells_table import DRIVER_TITLE, cell_columns, driver_columns, unclear
 from mlaprof.report.columns import Column, print_columns
 from mlaprof.report.lines import print_wrapped, styled
 from mlaprof.report.style import STATUS
@@ -49,6 +49,8 @@ def _print_group(summary: Summary, group: Group, console: Console) -> None:
         dropped = print_columns(columns, console, last_rows=len(group.means), instead=", or use --format csv")
         if any(cell.speedup and unclear(cell.speedup) for cell in rows):
             print_wrapped("~ the interval of the speed-up includes 1.0", console, "bright_black")
+        if any(column.title == "eager kernels" for column in dropped):
+            _print_titled(DRIVER_TITLE, driver_columns(rows, ascii_only=console.options.ascii_only), console)
         if not group.ledgers and any(column.title.startswith("pool") for column in dropped):
             _print_memory(rows, console)
         _print_capture(group, console)

@@ -12,19 +12,34 @@ from mlaprof.records import (
     Check,
     Device,
     Environment,
+    GateFacts,
     Gpu,
     GraphFacts,
     KernelResources,
     Kind,
+    Ledger,
     Manifest,
     Measurement,
     MemoryUse,
+    NodeCounts,
     Outcome,
     Point,
     Run,
+    SizeFacts,
+    StepCounts,
     Timing,
 )
-from mlaprof.study import DEFAULT_MODES, MODES, Mode, Phase, TileChoice
+from mlaprof.study import (
+    BOUNDARIES,
+    BOUNDED_MODES,
+    DEFAULT_MODES,
+    MODES,
+    PR_BOUNDARY,
+    Boundary,
+    Mode,
+    Phase,
+    TileChoice,
+)
 
 MIB = 2**20
 H100 = Gpu(
@@ -129,6 +144,114 @@ def memory(at: Point, pool_mib: float, *, peak: bool = True) -> Measurement:
             nvml_process_bytes=900 * MIB if peak else None,
         ),
     )
+
+
+def captured(measurement: Measurement, **changes: object) -> Measurement:
+    """The timing with its capture told in parts and its gate passed: 40 nodes, 50 + 30 + 20 ms."""
+    assert measurement.graph
+    if "eager" in measurement.point.mode:
+        return measurement.model_copy(
+            update={"graph": measurement.graph.model_copy(update={"state": "eager", **changes})}
+        )
+    facts = {
+        "state": "captured",
+        "graph_nodes": 40,
+        "nodes": NodeCounts(kernel=36, memset=4),
+        "prepare_s": 1.5,
+        "capture_s": 0.05,
+        "instantiate_s": 0.03,
+        "first_replay_s": 0.02,
+        "hold": "strong",
+        **changes,
+    }
+    gate = GateFacts(
+        sets=("other pages", "other lengths", "fewer tokens"), replays=12, interleaved=(8,), after_timing=True
+    )
+    return measurement.model_copy(update={"graph": measurement.graph.model_copy(update=facts), "gate": gate})
+
+
+def counts(at: Point, kernel_launches: int = 20, kernel_nodes: int = 36, **changes: object) -> Measurement:
+    """What a step asks of the driver: in eager modes every kernel is launched."""
+    eager = "eager" in at.mode
+    nodes = NodeCounts() if eager else NodeCounts(kernel=kernel_nodes, memset=4)
+    launched = kernel_launches + kernel_nodes if eager else kernel_launches
+    fields = {
+        "steps": 5,
+        "kernels": launched + nodes.kernel,
+        "kernel_launches": launched,
+        "graph_launches": 0 if eager else 2,
+        "nodes": nodes,
+        "allocations": 12,
+        "complete": True,
+        **changes,
+    }
+    return Measurement(
+        point=at,
+        kind="counts",
+        outcome=Outcome(status="ok"),
+        emulated=False,
+        recorded_at="2026-01-02T03:04:05Z",
+        counts=StepCounts.model_validate(fields),
+    )
+
+
+def ledger(sizes: Iterable[int] = (64, 8), *, residual_mib: float = 1.0, **changes: object) -> Ledger:
+    """A GPU's ledger whose parts miss the device's total by residual_mib; each size took 3 MiB of pool, 1 of driver."""
+    parts = {
+        "context_bytes": 520 * MIB,
+        "weights_bytes": 150 * MIB,
+        "caches_bytes": 80 * MIB,
+        "buffers_bytes": 2 * MIB,
+        "workspace_bytes": 32 * MIB,
+        "slack_bytes": 5 * MIB,
+    }
+    rows = tuple(
+        SizeFacts(
+            num_tokens=tokens,
+            state="captured",
+            nodes=NodeCounts(kernel=36, memset=4),
+            capture_s=0.05,
+            instantiate_s=0.03,
+            first_replay_s=0.02,
+            pool_bytes=3 * MIB,
+            driver_bytes=MIB,
+            transient_bytes=MIB // 2,
+        )
+        for tokens in sizes
+    )
+    total = sum(parts.values()) + 4 * MIB * len(rows) + int(residual_mib * MIB)
+    return Ledger.model_validate({"hold": "strong", **parts, "sizes": rows, "device_bytes": total, **changes})
+
+
+def with_ledger(measurement: Measurement, kept: Ledger) -> Measurement:
+    """The memory measurement of a process with this ledger."""
+    assert measurement.memory
+    return measurement.model_copy(update={"memory": measurement.memory.model_copy(update={"ledger": kept})})
+
+
+def complete(machine: Machine, boundaries: Iterable[Boundary] = BOUNDARIES) -> list[Measurement]:
+    """Every kind of measurement of every way on `machine`: each boundary further in captures more."""
+    share = {"proj": 14, "index_quant": 24, "cache_update": 26, "logits": 40}
+    gain = {"proj": -6e-6, "index_quant": 0.0, "cache_update": 2e-6, "logits": 12e-6}
+    every = tuple(boundaries)
+    timings: list[Measurement] = []
+    others: list[Measurement] = []
+    for mode in machine.modes:
+        for boundary in every if mode in BOUNDED_MODES else (PR_BOUNDARY,):
+            graph_kernels = 0 if "eager" in mode else 56 if mode == "full" else share[boundary]
+            sizes = sorted(machine.sizes, reverse=True)
+            kept = ledger(sizes if graph_kernels else (), residual_mib=6.5 if mode == "breakable" else 0.5)
+            for place, tokens in enumerate(sizes):
+                at = point(mode, tokens, boundary=boundary)
+                device_s = machine.device_s(mode, tokens) - gain[boundary]
+                submit_s = machine.submit_s(mode, tokens) - 3 * gain[boundary]
+                measured = timing(at, device_s, submit_s, emulated=machine.emulated)
+                timings.append(captured(measured, graph_nodes=graph_kernels + 4 if graph_kernels else 0))
+                pool = 0 if "eager" in mode else 3 * (place + 1) + graph_kernels / 16
+                others.append(with_ledger(memory(at, pool, peak=not machine.emulated), kept))
+                others.append(counts(at, 56 - graph_kernels if graph_kernels else 20, graph_kernels or 36))
+    timings.sort(key=lambda each: -each.point.num_tokens)
+    return [*timings, *others]
 
 
 def compiled(at: Point, registers: int = 128, shared_bytes: int = 98_304) -> Measurement:

@@ -257,3 +257,47 @@ def test_an_empty_run_summarizes_to_nothing(fake_runs: ModuleType) -> None:
 def test_a_planned_key_that_is_none_is_refused(fake_runs: ModuleType) -> None:
     with pytest.raises(ValueError, match="expected preset/phase/tN"):
         summarize(fake_runs.make_run([], planned=["timing nonsense"]))
+
+
+def test_a_boundary_is_part_of_a_cell_and_of_its_mean(fake_runs: ModuleType) -> None:
+    """Read from a Point or, where nothing was measured, from the key; each way has a mean of its own."""
+    rows = fake_runs.complete(fake_runs.h100(sizes=(1, 64), modes=("monolithic_eager", "breakable")))
+    missing = "v3.2-tp8/prefill/t9/ctx0/breakable@logits"
+    planned = [*(f"{row.kind} {row.point.key}" for row in rows), f"timing {missing}"]
+    summary = summarize(fake_runs.make_run(rows, planned=planned))
+    assert [(mean.way, mean.boundary, mean.speedup.n) for mean in summary.means] == [
+        ("breakable@proj", "proj", 2),
+        ("breakable", "index_quant", 2),
+        ("breakable@cache_update", "cache_update", 2),
+        ("breakable@logits", "logits", 2),
+    ]
+    last = summary.cells[-1]
+    assert (last.key, last.mode, last.boundary, last.way) == (missing, "breakable", "logits", "breakable@logits")
+    (group,) = groups(summary)
+    assert [cell.way for cell in group.cells if cell.num_tokens == 64] == [
+        "monolithic_eager",
+        "breakable@proj",
+        "breakable",
+        "breakable@cache_update",
+        "breakable@logits",
+    ]
+
+
+def test_tiles_are_compared_with_the_default_at_the_same_boundary(fake_runs: ModuleType) -> None:
+    choice = fake_runs.tile(block_n=64)
+    rows = [
+        fake_runs.timing(fake_runs.point("breakable"), 100e-6),
+        fake_runs.timing(fake_runs.point("breakable", boundary="logits"), 90e-6),
+        fake_runs.timing(fake_runs.point("breakable", boundary="logits", tiles=(choice,)), 45e-6),
+    ]
+    tiled = summarize(fake_runs.make_run(rows)).cells[-1]
+    assert tiled.tiles_speedup and tiled.tiles_speedup.median == pytest.approx(2.0, rel=1e-6)
+
+
+def test_counts_and_gate_belong_to_the_cell(fake_runs: ModuleType) -> None:
+    """Also where the counts alone were measured."""
+    at = fake_runs.point()
+    both = only(summarize(fake_runs.make_run([fake_runs.captured(fake_runs.timing(at, 1e-4)), fake_runs.counts(at)])))
+    assert both.counts and both.gate and both.coverage == pytest.approx(36 / 56)
+    alone = only(summarize(fake_runs.make_run([fake_runs.counts(at)])))
+    assert alone.outcome == "ok" and alone.counts and not alone.timed
