@@ -9,7 +9,7 @@ import pytest
 
 from mlaprof.analysis.cells import Summary
 from mlaprof.analysis.summary import summarize
-from mlaprof.records import Check, MemoryUse
+from mlaprof.records import Check, MemoryUse, Run
 from mlaprof.report.export import summary_json, to_csv, to_json, to_markdown
 from mlaprof.report.objects import MEMORY
 
@@ -127,3 +127,85 @@ def test_an_empty_run_exports_empty(fake_runs: ModuleType) -> None:
     assert json.loads(to_json(summary)) == []
     assert len(to_csv(summary).splitlines()) == 1
     assert to_markdown(summary).startswith("## 20260102-030405-fake")
+
+
+FLAT = {
+    "graph_nodes": 44,
+    "graph_launches": 1,
+    "kernel_launches": 16,
+    "syncs": 2,
+    "d2h_copies": 1,
+    "capture_s": 0.05,
+    "instantiate_s": 0.03,
+    "first_replay_s": 0.02,
+    "state": "captured",
+    "hold": "strong",
+    "multi_stream": False,
+    "boundary": "logits",
+    "way": "breakable@logits",
+    "break_even_over": "split_eager",
+}
+
+
+@pytest.fixture
+def captured(fake_runs: ModuleType) -> Run:
+    """One captured cell of every kind of measurement beside the eager form, over a budget."""
+    at = fake_runs.point("breakable", boundary="logits")
+    rows = [
+        fake_runs.timing(fake_runs.point("split_eager"), 100e-6, 400e-6),
+        fake_runs.captured(fake_runs.timing(at, 90e-6, 300e-6), graph_nodes=44),
+        fake_runs.with_ledger(fake_runs.memory(at, 3.0), fake_runs.ledger(sizes=(128, 64))),
+        fake_runs.counts(at, 16, 40, stream_syncs=1, event_syncs=1, d2h_copies=1),
+    ]
+    return fake_runs.make_run(rows, study_yaml="budget: {syncs: 1, d2h: 0}\n")
+
+
+def test_what_is_asked_of_a_captured_cell_stands_flat_in_json_and_csv(captured: Run) -> None:
+    summary = summarize(captured)
+    eager, cell = json.loads(to_json(summary))
+    assert {name: cell[name] for name in FLAT} == FLAT
+    assert cell["break_even_replays"] == pytest.approx(1000, rel=1e-5)
+    assert cell["coverage"] == pytest.approx(40 / 56)
+    assert cell["counts"]["segments"] == [] and cell["counts"]["complete"] is True
+    assert [each["name"] for each in cell["budget_breaches"]] == ["syncs", "d2h"]
+    assert cell["gate"] == {
+        "passed": True,
+        "sets": ["other pages", "other lengths", "fewer tokens"],
+        "replays": 12,
+        "interleaved": [8],
+        "after_timing": True,
+    }
+    assert cell["ledger"]["residual_bytes"] == 2**20
+    assert cell["ledger"]["size"]["num_tokens"] == 64 and cell["ledger"]["size"]["pool_bytes"] == 3 * 2**20
+    assert "ledger" not in cell["memory"] and "sizes" not in cell["ledger"]
+    assert eager["boundary"] is eager["gate"] is eager["counts"] is eager["break_even_replays"] is None
+
+    _, row = csv.DictReader(io.StringIO(to_csv(summary)))
+    assert {name: row[name] for name in FLAT} == {name: str(value) for name, value in FLAT.items()}
+    assert (row["over_budget"], row["counts_complete"], row["gate_passed"]) == ("syncs+d2h", "True", "True")
+    assert (row["ledger_residual_bytes"], row["size_pool_bytes"]) == (str(2**20), str(3 * 2**20))
+
+
+def test_a_gate_that_found_a_difference_did_not_pass(fake_runs: ModuleType) -> None:
+    at = fake_runs.point()
+    gate = fake_runs.captured(fake_runs.timing(at, 1e-4)).gate
+    wrong = fake_runs.ended(at, "incorrect", "differs", stage="verify").model_copy(update={"gate": gate})
+    (cell,) = json.loads(to_json(summarize(fake_runs.make_run([wrong]))))
+    assert cell["gate"]["passed"] is False
+
+
+def test_a_summary_file_holds_ledgers_prices_and_pairs(fake_runs: ModuleType, captured: Run) -> None:
+    written = json.loads(summary_json(captured, summarize(captured)))
+    assert written["over_budget"] is True
+    (ledger,) = written["ledgers"]
+    assert (ledger["way"], ledger["phase"], ledger["context_len"]) == ("breakable@logits", "prefill", 0)
+    assert [size["num_tokens"] for size in ledger["sizes"]] == [128, 64]
+    machine = fake_runs.h100(sizes=(64,), modes=("split_piecewise", "breakable"))
+    run = fake_runs.make_run(fake_runs.complete(machine, ("index_quant", "logits")))
+    written = json.loads(summary_json(run, summarize(run)))
+    assert written["over_budget"] is False
+    assert [each["boundary"] for each in written["piecewise_vs_breakable"]] == ["index_quant", "logits"]
+    assert [(each["mode"], each["start"], each["end"]) for each in written["boundary_prices"]] == [
+        ("split_piecewise", "index_quant", "logits"),
+        ("breakable", "index_quant", "logits"),
+    ]
