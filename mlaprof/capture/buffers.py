@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 
@@ -24,6 +25,15 @@ class InputBuffers:
     @property
     def max_tokens(self) -> int:
         return self._max_tokens
+
+    @property
+    def device(self) -> torch.device:
+        return next(iter(self._tensors.values())).device
+
+    @property
+    def tensors(self) -> Mapping[str, Tensor]:
+        """The inputs themselves, [max_tokens, ...] each, in the order of the module's arguments."""
+        return self._tensors
 
     @property
     def num_bytes(self) -> int:

@@ -8,11 +8,13 @@ from typing import cast
 from torch import Tensor, nn
 
 from mlaprof.capture.buffers import InputBuffers
-from mlaprof.capture.program import Prepared, largest_first
+from mlaprof.capture.program import Piece, Prepared, Program, State, largest_first
 
 
 class EagerRunner:
     """Calls the module, at the true token count."""
+
+    stop: str | None = None
 
     def __init__(self, module: nn.Module, buffers: InputBuffers) -> None:
         self._module = module
@@ -24,5 +26,18 @@ class EagerRunner:
     def run(self, num_tokens: int) -> Tensor:
         return cast(Tensor, self._module(*self._buffers.slice(num_tokens)))
 
+    def verified_run(self, num_tokens: int) -> Tensor:
+        return self.run(num_tokens)
+
     def facts(self, num_tokens: int) -> Prepared:
-        return Prepared(num_tokens, captured_segments=0, eager_segments=1, graph_launches=0, graph_nodes=0)
+        return eager_program(self._module, self._buffers, num_tokens, "eager").prepared
+
+    def pieces(self, num_tokens: int) -> tuple[Piece, ...]:
+        return eager_program(self._module, self._buffers, num_tokens, "eager").pieces
+
+
+def eager_program(module: nn.Module, buffers: InputBuffers, num_tokens: int, state: State) -> Program:
+    """The module called as it is, on its first num_tokens rows."""
+    inputs = buffers.slice(num_tokens)
+    prepared = Prepared(num_tokens, state, captured_segments=0, eager_segments=1, graph_launches=0)
+    return Program(prepared, (Piece("module", "eager"),), produce=lambda: cast(Tensor, module(*inputs)))

@@ -7,7 +7,6 @@ cutting, and its piece with all that follows is excluded. The pieces are called 
 
 from __future__ import annotations
 
-import functools
 import operator
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
@@ -46,6 +45,23 @@ class Segment:
 
 
 @dataclass(frozen=True)
+class Call:
+    """One piece with its arguments, as the walk meets it and as the steps after the walk shall find them.
+
+    forward   of the piece, not the piece itself: nn.Module.__call__ would be host time of every step
+    names     of the arguments in the graph of pieces
+    ends      the piece returns the module's output
+    """
+
+    segment: Segment
+    forward: Callable[..., Any]
+    names: tuple[str, ...]
+    args: tuple[Any, ...]
+    kept: tuple[Any, ...]
+    ends: bool
+
+
+@dataclass(frozen=True)
 class Partition:
     """The pieces in order, as a value to print and compare; and the graph of pieces to run.
 
@@ -57,33 +73,44 @@ class Partition:
     traced: Traced = field(repr=False, compare=False)
     graph_module: fx.GraphModule = field(repr=False, compare=False)  # calls one submodule per segment
 
-    def walk(
-        self, arguments: Sequence[object], execute: Callable[[Segment, Callable[[], object], bool], object]
-    ) -> Tensor:
-        """Hand every piece, in order, with its arguments bound, to execute(segment, call, ends) and return the output.
+    def walk(self, arguments: Sequence[object], execute: Callable[[Call], tuple[Any, Any]]) -> Any:
+        """Hand every piece to execute, in order, and return what is kept of the module's output.
 
-        execute returns what stands for call's result in later pieces; ends: the result is the module's output.
+        execute answers (result, kept): what later pieces of this walk read, and what their steps afterwards will. A
+        result is let go after its last reader, as the frame of the module itself would.
         """
         by_name = {segment.name: segment for segment in self.segments}
+        nodes = list(self.graph_module.graph.nodes)
+        last_reader = {given: node for node in nodes for given in node.all_input_nodes}
         values: dict[fx.Node, Any] = {}
+        kept: dict[fx.Node, Any] = {}
         given = iter(arguments)
-        for node in self.graph_module.graph.nodes:
-            if node.op == "output":
-                break
-            inputs = fx.map_arg(node.args, values.__getitem__)
+        for node in nodes:
             match node.op:
+                case "output":
+                    return kept[node.args[0][0]]
                 case "placeholder":
-                    values[node] = next(given)
+                    values[node] = kept[node] = next(given)
                 case "get_attr":
-                    values[node] = operator.attrgetter(node.target)(self.graph_module)
+                    values[node] = kept[node] = operator.attrgetter(node.target)(self.graph_module)
                 case "call_function":  # getitem on what a piece returned
-                    values[node] = node.target(*inputs)
+                    values[node] = node.target(*_bound(node, values))
+                    kept[node] = node.target(*_bound(node, kept))
                 case "call_module":
-                    # forward, not the module: nn.Module.__call__ would be host time of every step
-                    call = functools.partial(self.graph_module.get_submodule(node.target).forward, *inputs)
-                    ends = any(user.op == "output" for user in node.users)
-                    values[node] = execute(by_name[node.target], call, ends)
-        return cast(Tensor, values[node.args[0][0]])
+                    values[node], kept[node] = execute(
+                        Call(
+                            by_name[node.target],
+                            self.graph_module.get_submodule(node.target).forward,
+                            tuple(str(argument) for argument in node.args),
+                            _bound(node, values),
+                            _bound(node, kept),
+                            any(user.op == "output" for user in node.users),
+                        )
+                    )
+            for done in (node, *node.all_input_nodes):
+                if last_reader.get(done, node) is node:
+                    values.pop(done, None)
+        raise AssertionError("a graph ends with its output")
 
     def count(self, kind: Kind) -> int:
         return sum(segment.kind == kind for segment in self.segments)
@@ -139,6 +166,10 @@ def split(traced: Traced, *, boundaries: Collection[str], stops: Collection[str]
     )
     _check_hand_over(whole, segments)
     return Partition(segments=segments, stop=stop, traced=traced, graph_module=whole)
+
+
+def _bound(node: fx.Node, values: dict[fx.Node, Any]) -> tuple[Any, ...]:
+    return cast("tuple[Any, ...]", fx.map_arg(node.args, values.__getitem__))
 
 
 def _matches(name: str, wanted: Collection[str]) -> bool:

@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import random
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from mlaprof.capture.breakable import BreakableRunner
 from mlaprof.capture.buffers import InputBuffers
+from mlaprof.capture.captured import CapturedRunner
 from mlaprof.capture.cpu_graph import CpuGraphs
+from mlaprof.capture.eager import EagerRunner
+from mlaprof.capture.full import FullRunner
 from mlaprof.capture.graphs import GraphMaker
+from mlaprof.capture.piecewise import PiecewiseRunner
 
 WIDTH = 8
 MAX_TOKENS = 64
 LIBRARY = torch.library.Library("toy", "DEF")
-BATCH = SimpleNamespace(num_tokens=MAX_TOKENS, bad_rows=())  # the state that only attend and proj read
+# The state that only attend and proj read. lengths: what decides proj's kernels beside the token count; arity: how many
+# tensors it returns
+USUAL = {"num_tokens": MAX_TOKENS, "bad_rows": (), "lengths": "short", "arity": 2}
+BATCH = SimpleNamespace(**USUAL)
 
 
 def _proj(x: Tensor, weight: Tensor) -> list[Tensor]:
     if x.shape[0] in BATCH.bad_rows:
         x.sum().item()
-    return [torch.nn.functional.linear(x, weight), torch.sigmoid(x).contiguous()]
+    gate = torch.sigmoid(x) if BATCH.lengths == "short" else torch.tanh(x)
+    return [torch.nn.functional.linear(x, weight), gate, x.clone()][: BATCH.arity]
 
 
 def _attend(q: Tensor, gate: Tensor, output: Tensor) -> None:
@@ -89,9 +100,9 @@ class Stack(nn.Module):
 def batch() -> Iterator[SimpleNamespace]:
     """What attend reads in Python, as the real one reads metadata; restored after each test."""
     torch.manual_seed(0)
-    BATCH.num_tokens, BATCH.bad_rows = MAX_TOKENS, ()
+    vars(BATCH).update(USUAL)
     yield BATCH
-    BATCH.num_tokens, BATCH.bad_rows = MAX_TOKENS, ()
+    vars(BATCH).update(USUAL)
 
 
 @pytest.fixture(params=[torch.no_grad, torch.inference_mode], ids=["no_grad", "inference_mode"])
@@ -134,3 +145,64 @@ def stack(device: str) -> Stack:
 @pytest.fixture
 def make_stack() -> type[Stack]:
     return Stack
+
+
+@pytest.fixture
+def eager(stack: Stack, buffers: InputBuffers) -> EagerRunner:
+    return EagerRunner(stack, buffers)
+
+
+@pytest.fixture
+def make_runner(graphs: GraphMaker, buffers: InputBuffers, stack: Stack) -> Callable[..., CapturedRunner]:
+    """A runner by name: full, piecewise, breakable."""
+
+    def make(name: str, module: nn.Module = stack, graphs: GraphMaker = graphs, **options: Any) -> CapturedRunner:
+        if name == "full":
+            return FullRunner(module, buffers, graphs, **options)
+        kind = {"piecewise": PiecewiseRunner, "breakable": BreakableRunner}[name]
+        return kind(module, buffers, graphs, ["toy::attend"], **options)
+
+    return make
+
+
+@pytest.fixture
+def full(make_runner: Callable[..., CapturedRunner]) -> CapturedRunner:
+    return make_runner("full")
+
+
+@pytest.fixture
+def piecewise(make_runner: Callable[..., CapturedRunner]) -> CapturedRunner:
+    return make_runner("piecewise")
+
+
+@pytest.fixture(params=["piecewise", "breakable"])
+def pieces(request: pytest.FixtureRequest, make_runner: Callable[..., CapturedRunner]) -> CapturedRunner:
+    """Both runners that leave attend eager, one test each."""
+    return make_runner(request.param)
+
+
+@pytest.fixture(params=["full", "piecewise", "breakable"])
+def captured(request: pytest.FixtureRequest, make_runner: Callable[..., CapturedRunner]) -> CapturedRunner:
+    """Every runner with graphs, one test each."""
+    return make_runner(request.param)
+
+
+@pytest.fixture
+def reload(buffers: InputBuffers) -> Callable[[int], None]:
+    """Puts other hidden states into the first rows of the buffers."""
+
+    def load(num_tokens: int) -> None:
+        buffers.load(x=torch.randn(num_tokens, WIDTH, device=buffers.device))
+
+    return load
+
+
+@pytest.fixture
+def churn(device: str) -> Callable[[], None]:
+    """Allocates, fills and frees blocks of many sizes, so that a freed address would hold something else."""
+
+    def fill() -> None:
+        sizes = [random.randrange(1, 5000) for _ in range(50)]
+        del [torch.full((size,), float("nan"), device=device) for size in sizes][:]
+
+    return fill
