@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mlaprof import verify
-from mlaprof.layer import indexer, inputs, mla
+from mlaprof.layer import attention, indexer, inputs, mla
 from mlaprof.layer.batch import Batch, Request, place
 from mlaprof.layer.build import build_stack
 from mlaprof.layer.cache import allocate
@@ -108,7 +108,10 @@ Plant = Callable[[pytest.MonkeyPatch, Subject], Callable[[Batch], None] | None]
 
 def wrong_rope_pairing(patch: pytest.MonkeyPatch, subject: Subject) -> None:
     real = mla.rotate
-    patch.setattr(mla, "rotate", lambda x, cos_sin, *, interleaved: real(x, cos_sin, interleaved=not interleaved))
+    for module in (mla, attention):
+        patch.setattr(
+            module, "rotate", lambda x, cos_sin, *, interleaved: real(x, cos_sin, interleaved=not interleaved)
+        )
 
 
 def wrong_index_rope_pairing(patch: pytest.MonkeyPatch, subject: Subject) -> None:
@@ -117,13 +120,13 @@ def wrong_index_rope_pairing(patch: pytest.MonkeyPatch, subject: Subject) -> Non
 
 
 def double_rotation(patch: pytest.MonkeyPatch, subject: Subject) -> None:
-    real = mla.rotate
+    real = attention.rotate
 
     def twice(x: Tensor, cos_sin: Tensor, *, interleaved: bool) -> Tensor:
         once = real(x, cos_sin, interleaved=interleaved)
-        return real(once, cos_sin, interleaved=interleaved) if x.ndim == 3 else once  # q_pe, not k_pe
+        return real(once, cos_sin, interleaved=interleaved)
 
-    patch.setattr(mla, "rotate", twice)
+    patch.setattr(attention, "rotate", twice)  # q_pe's; the layer rotates k_pe
 
 
 def no_mscale(patch: pytest.MonkeyPatch, subject: Subject) -> None:

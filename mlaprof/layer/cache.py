@@ -20,14 +20,20 @@ INDEX_SCALE_OFFSET = TOKENS_PER_BLOCK * INDEX_HEAD_DIM  # 8,192
 
 @dataclass(frozen=True)
 class Caches:
-    """Both pools of a stack of layers. index_k is empty for plain MLA."""
+    """Both pools of a stack of layers, their last page scratch. index_k is empty for plain MLA."""
 
-    latent: Tensor  # [num_blocks, num_layers, 64, latent_dim] bf16
-    index_k: tuple[Tensor, ...]  # num_layers x [num_blocks, 64 * 132] uint8
+    latent: Tensor  # [num_blocks + 1, num_layers, 64, latent_dim] bf16
+    index_k: tuple[Tensor, ...]  # num_layers x [num_blocks + 1, 64 * 132] uint8
 
     @property
     def num_blocks(self) -> int:
-        return self.latent.shape[0]
+        """Pages that requests may own."""
+        return self.latent.shape[0] - 1
+
+    @property
+    def scratch_block(self) -> int:
+        """The page that no request owns: captured code writes its padding rows there."""
+        return self.num_blocks
 
     @property
     def num_layers(self) -> int:
@@ -35,7 +41,7 @@ class Caches:
 
     @property
     def latent_rows(self) -> Tensor:
-        """[num_blocks * num_layers * 64, latent_dim]: the flat view that attention gathers from."""
+        """[(num_blocks + 1) * num_layers * 64, latent_dim]: the flat view that attention gathers from."""
         return self.latent.view(-1, self.latent.shape[-1])
 
     @property
@@ -45,12 +51,12 @@ class Caches:
 
 
 def allocate(shape: LayerShape, num_layers: int, num_blocks: int, device: torch.device) -> Caches:
-    """Pools of num_blocks pages of 64 tokens; contents undefined."""
+    """Pools of num_blocks pages of 64 tokens and one of scratch; contents undefined."""
     latent = torch.empty(
-        (num_blocks, num_layers, TOKENS_PER_BLOCK, shape.latent_dim), dtype=torch.bfloat16, device=device
+        (num_blocks + 1, num_layers, TOKENS_PER_BLOCK, shape.latent_dim), dtype=torch.bfloat16, device=device
     )
     index_k = tuple(
-        torch.empty((num_blocks, INDEX_BLOCK_BYTES), dtype=torch.uint8, device=device)
+        torch.empty((num_blocks + 1, INDEX_BLOCK_BYTES), dtype=torch.uint8, device=device)
         for _ in range(num_layers if shape.is_dsa else 0)
     )
     return Caches(latent, index_k)

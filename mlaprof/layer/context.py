@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from mlaprof.layer.metadata import AttnMetadata
@@ -47,16 +48,27 @@ class ForwardContext:
     """Enter it around every forward, captured or not.
 
     compiled is the engine's torch-compile flag: true while the layer runs under a graph optimizer, at run time too,
-    not only while Dynamo traces. It switches the short-MHA branch off.
+    not only while Dynamo traces. It switches the short-MHA branch off. multi_stream lets independent work inside the
+    ops run beside each other on CUDA (`parallel.maybe_execute_in_parallel`).
     """
 
-    __slots__ = ("_layers", "_metadata", "_outer", "compiled")
+    __slots__ = ("_aux_stream", "_device", "_layers", "_metadata", "_outer", "compiled", "multi_stream")
 
-    def __init__(self, layers: Mapping[str, AttentionLayer], metadata: AttnMetadata, *, compiled: bool) -> None:
+    def __init__(
+        self,
+        layers: Mapping[str, AttentionLayer],
+        metadata: AttnMetadata,
+        *,
+        compiled: bool,
+        multi_stream: bool = False,
+    ) -> None:
         self._layers = weakref.WeakValueDictionary(layers)
         self._metadata = weakref.ref(metadata)
         self._outer: list[ForwardContext | None] = []  # one an entry: a context may be entered inside itself
         self.compiled = compiled
+        self.multi_stream = multi_stream
+        self._device = metadata.device
+        self._aux_stream: torch.cuda.Stream | None = None
 
     def __enter__(self) -> ForwardContext:
         self._outer.append(getattr(_current, "context", None))
@@ -69,11 +81,23 @@ class ForwardContext:
         _current.context = self._outer.pop()
 
     @property
+    def forks(self) -> bool:
+        """Whether independent work runs on two streams: switched on, and on a device that has streams."""
+        return self.multi_stream and self._device.type == "cuda"
+
+    @property
     def metadata(self) -> AttnMetadata:
         metadata = self._metadata()
         if metadata is None:
             raise RuntimeError("attention metadata: expected it to outlive the forward, got a dead reference")
         return metadata
+
+    def aux_stream(self, current: torch.cuda.Stream) -> torch.cuda.Stream:
+        """The stream for work beside current; made at first need, the same one ever after."""
+        # torch hands streams out of a ring of 32, so the one kept may have become the current one as well.
+        if self._aux_stream is None or self._aux_stream == current:
+            self._aux_stream = torch.cuda.Stream(current.device)
+        return self._aux_stream
 
     def layer(self, layer_idx: str) -> AttentionLayer:
         layer = self._layers.get(layer_idx)

@@ -1,19 +1,24 @@
 """The lightning indexer: which index_topk cached tokens each query attends to.
 
 Two halves with a border between them. `pre_indexer_proj` is token-wise and belongs to Op 1; `sparse_attn_indexer`
-reads batch structure, updates the indexer K cache and selects, and belongs to Op 2. Source: the DSA section of the
-DeepSeek-V3.2 report and TensorRT-LLM #12503.
+reads batch structure, updates the indexer K cache and selects, and belongs to Op 2. Other boundaries cut the second
+half further (`update_k_cache`, `select_fresh`) or leave both to Op 2. Source: the DSA section of the DeepSeek-V3.2
+report and TensorRT-LLM #12503.
 """
 
 from __future__ import annotations
+
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mlaprof.layer.context import ForwardContext
 from mlaprof.layer.linear import Linear
 from mlaprof.layer.metadata import AttnMetadata
 from mlaprof.layer.ops import OPS
+from mlaprof.layer.parallel import maybe_execute_in_parallel
 from mlaprof.layer.rope import rotate
 from mlaprof.layer.tiling import LayerTiles
 from mlaprof.shapes import LayerShape
@@ -41,7 +46,7 @@ class Indexer(nn.Module):
         self.wk_weights_proj = Linear(torch.cat((self.wk.weight, self.weights_proj.weight)))
 
     def pre_indexer_proj(
-        self, qr: Tensor, hidden_states: Tensor, cos_sin: Tensor
+        self, qr: Tensor, hidden_states: Tensor, cos_sin: Tensor, context: ForwardContext
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The token-wise half: quantised index q and k, and the head weights.
 
@@ -50,7 +55,8 @@ class Indexer(nn.Module):
         cos_sin        [T, 2, rope/2] fp32          rotation at each token's position
         returns        q_fp8 [T, n_heads, 128] e4m3, k_fp8 [T, 128] e4m3, k_scale [T, 1] fp32, weights [T, n_heads] fp32
 
-        q's quantisation scale is folded into weights, so nothing later needs it.
+        q's quantisation scale is folded into weights, so nothing later needs it. q and k are quantised beside each
+        other where context allows.
         """
         assert self.wk_weights_proj is not None, "indexer: expected post_load_weights() before the first forward"
         n_heads, head_dim = self.shape.index_n_heads, self.shape.index_head_dim
@@ -60,16 +66,30 @@ class Indexer(nn.Module):
         k = F.layer_norm(index_k.to(hidden_states.dtype), (head_dim,), k_weight, k_bias, K_NORM_EPS)
         q = self.wq_b(qr).view(-1, n_heads, head_dim)
 
-        q_fp8, q_scale = OPS.act_quant(self._rotate_head(q, cos_sin))
-        k_fp8, k_scale = OPS.act_quant(self._rotate_head(k, cos_sin))
+        (q_fp8, q_scale), (k_fp8, k_scale) = maybe_execute_in_parallel(
+            partial(self._quantise, q, cos_sin), partial(self._quantise, k, cos_sin), context
+        )
         weights = weights * q_scale.squeeze(-1) * self.shape.index_weight_scale
         return q_fp8, k_fp8, k_scale, weights
+
+    def _quantise(self, x: Tensor, cos_sin: Tensor) -> tuple[Tensor, Tensor]:
+        codes, scale = OPS.act_quant(self._rotate_head(x, cos_sin))
+        return codes, scale
 
     def _rotate_head(self, x: Tensor, cos_sin: Tensor) -> Tensor:
         # Order inside an index head is [rope | nope], the opposite of the main q.
         rope = self.shape.qk_rope_head_dim
         rotated = rotate(x[..., :rope], cos_sin, interleaved=self.shape.indexer_rope_interleave)
         return torch.cat((rotated, x[..., rope:]), dim=-1)
+
+    def update_k_cache(
+        self, k_fp8: Tensor, k_scale: Tensor, slots: tuple[Tensor, Tensor], index_k_cache: Tensor
+    ) -> None:
+        """Write n keys [n, 128] and scales [n, 1] at (codes, scales) byte offsets of this layer's pool."""
+        assert self.quant_block_size == QUANT_BLOCK_SIZE, (
+            f"quant_block_size: expected {QUANT_BLOCK_SIZE}, got {self.quant_block_size}"
+        )
+        OPS.update_index_cache(k_fp8, k_scale, *slots, index_k_cache)
 
     def sparse_attn_indexer(
         self,
@@ -81,23 +101,19 @@ class Indexer(nn.Module):
         *,
         index_k_cache: Tensor | None,
         tiles: LayerTiles,
+        updated: bool = False,
     ) -> Tensor:
-        """The batch-dependent half: update the K cache for the whole batch, then select.
+        """The batch-dependent half: update the K cache for the whole batch, unless Op 1 has, then select.
 
         Arguments are `pre_indexer_proj`'s results cut to metadata.num_tokens; index_k_cache is this layer's pool
-        [num_blocks, 64 * 132] uint8, or None without a cache manager. Returns request-local positions
+        [num_blocks + 1, 64 * 132] uint8, or None without a cache manager. Returns request-local positions
         [num_tokens, index_topk] int32; -1 marks an empty slot.
         """
-        assert index_k_cache is None or self.quant_block_size == QUANT_BLOCK_SIZE, (
-            f"quant_block_size: expected {QUANT_BLOCK_SIZE}, got {self.quant_block_size}"
-        )
-        if index_k_cache is not None:
+        if index_k_cache is not None and not updated:
             # Before any gather, so that this step's chunks see this step's keys.
-            OPS.update_index_cache(
-                k_fp8, k_scale, metadata.slot_mapping_fp8, metadata.slot_mapping_scale, index_k_cache
-            )
+            self.update_k_cache(k_fp8, k_scale, metadata.index_slots(metadata.num_tokens), index_k_cache)
         num_ctx, num_tokens = metadata.num_ctx_tokens, metadata.num_tokens
-        topk = torch.full((num_tokens, self.shape.index_topk), -1, dtype=torch.int32, device=q_fp8.device)
+        topk = self._nothing_selected(num_tokens, q_fp8.device)
         if metadata.num_contexts:
             if metadata.skip_indexer_for_ctx_reqs:
                 topk[:num_ctx].copy_(metadata.dense_topk[:num_ctx])
@@ -116,6 +132,54 @@ class Indexer(nn.Module):
                 )
         return topk
 
+    def select_fresh(
+        self,
+        metadata: AttnMetadata,
+        q_fp8: Tensor,
+        k_fp8: Tensor,
+        k_scale: Tensor,
+        weights: Tensor,
+        *,
+        tiles: LayerTiles,
+    ) -> Tensor:
+        """Select among this step's own keys, for every row given: `pre_indexer_proj`'s results, padding included.
+
+        Returns [T, index_topk] int32, all -1 in padding rows. Only for context-only batches in one pass and without
+        cached tokens, whose keys are k_fp8 itself; AssertionError for any other.
+        """
+        assert metadata.num_generations == 0, (
+            "boundary logits: expected contexts only, but paged_index_logits starts at num_ctx_tokens, "
+            f"which differs from batch to batch: {metadata.num_generations} generations"
+        )
+        assert metadata.prefill_chunks is None, (
+            "boundary logits: expected one pass without cached tokens, but gather_index_cache returns as many keys as "
+            f"the batch has, which differs from batch to batch: {metadata.num_ctx_kv_tokens} keys in "
+            f"{len(metadata.prefill_chunks or ())} chunks"
+        )
+        rows = q_fp8.shape[0]
+        if metadata.skip_indexer_for_ctx_reqs:
+            return metadata.dense_selection(rows).clone()
+        topk = self._nothing_selected(rows, q_fp8.device)
+        self._select_one_pass(q_fp8, k_fp8, k_scale, weights, metadata.causal_bounds(rows), tiles, topk)
+        return topk
+
+    def _nothing_selected(self, rows: int, device: torch.device) -> Tensor:
+        return torch.full((rows, self.shape.index_topk), -1, dtype=torch.int32, device=device)
+
+    def _select_one_pass(
+        self,
+        q_fp8: Tensor,
+        k_fp8: Tensor,
+        k_scale: Tensor,
+        weights: Tensor,
+        bounds: tuple[Tensor, Tensor],
+        tiles: LayerTiles,
+        topk: Tensor,
+    ) -> None:
+        """Straight from the freshly quantised keys; bounds are (ks, ke) a query row."""
+        logits = OPS.index_logits(q_fp8, k_fp8, k_scale.squeeze(-1), weights, *bounds, tiles.index_logits)
+        select_topk(logits, bounds[0], out=topk)
+
     def _select_context(
         self,
         metadata: AttnMetadata,
@@ -128,9 +192,8 @@ class Indexer(nn.Module):
         topk: Tensor,
     ) -> None:
         if metadata.prefill_chunks is None:
-            ks, ke = metadata.cu_seqlen_ks, metadata.cu_seqlen_ke
-            logits = OPS.index_logits(q_fp8, k_fp8, k_scale.squeeze(-1), weights, ks, ke, tiles.index_logits)
-            select_topk(logits, ks, out=topk)
+            bounds = metadata.causal_bounds(metadata.num_ctx_tokens)
+            self._select_one_pass(q_fp8, k_fp8, k_scale, weights, bounds, tiles, topk)
             return
         assert index_k_cache is not None, "chunked prefill: expected an indexer K cache, got None"
         for chunk in metadata.prefill_chunks:

@@ -6,6 +6,8 @@ plausible numbers and only the oracle can tell.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
@@ -33,11 +35,12 @@ def fill_caches(caches: Caches, *, seed: int) -> None:
     power-of-two scale stands in the block's tail."""
     device = caches.latent.device
     generator = torch.Generator(device=device).manual_seed(seed)
-    for start in range(0, caches.num_blocks, FILL_BLOCKS):
-        blocks = caches.latent[start : start + FILL_BLOCKS]
+    scratch = caches.scratch_block  # by itself and last, so that it does not change what the others hold
+    for start, stop in pairwise([*range(0, scratch, FILL_BLOCKS), scratch, scratch + 1]):
+        blocks = caches.latent[start:stop]
         blocks.copy_(torch.randn(blocks.shape, generator=generator, device=device))
         for pool in caches.index_k:
-            part = pool[start : start + FILL_BLOCKS]
+            part = pool[start:stop]
             codes = torch.randn((part.shape[0], INDEX_SCALE_OFFSET), generator=generator, device=device) * 128
             part[:, :INDEX_SCALE_OFFSET].copy_(codes.clamp(-448, 448).to(torch.float8_e4m3fn).view(torch.uint8))
             scales = torch.full((part.shape[0], (part.shape[1] - INDEX_SCALE_OFFSET) // 4), 2.0**-7, device=device)

@@ -7,30 +7,19 @@ chunks too, which upstream allocates afresh each step: a full graph with context
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from mlaprof.layer import cache
 from mlaprof.layer.batch import Batch
+from mlaprof.layer.buffers import FixedBuffers
 from mlaprof.layer.chunks import Chunk, causal_bounds, split_prefill_chunks
 from mlaprof.shapes import TOKENS_PER_BLOCK
-
-
-class Twin:
-    """A device buffer of fixed size and address with its pinned host twin."""
-
-    def __init__(self, size: tuple[int, ...], dtype: torch.dtype, device: torch.device, fill: int = 0) -> None:
-        self.device = torch.full(size, fill, dtype=dtype, device=device)
-        self.host = torch.full(size, fill, dtype=dtype, pin_memory=device.type == "cuda")
-
-    def upload(self, values: Tensor) -> None:
-        """Copy values into the prefix of the host twin, and from there into the device buffer."""
-        if values.shape[0] > self.host.shape[0]:
-            raise ValueError(f"metadata buffer: expected at most {self.host.shape[0]} rows, got {values.shape[0]}")
-        self.host[: values.shape[0]].copy_(values)
-        self.device[: values.shape[0]].copy_(self.host[: values.shape[0]], non_blocking=True)
+from mlaprof.study import Boundary
 
 
 @dataclass(frozen=True)
@@ -51,6 +40,22 @@ class MetadataLimits:
         return loose if self.max_ctx_kv_tokens is None else min(self.max_ctx_kv_tokens, loose)
 
 
+class ControlFlow(NamedTuple):
+    """What the Python of a compiled step reads of a batch, and a graph freezes."""
+
+    num_contexts: int
+    num_generations: int
+    num_ctx_tokens: int
+    num_tokens: int
+    num_ctx_kv_tokens: int
+    next_n: int
+    has_cached_context: bool
+    skip_indexer_for_ctx_reqs: bool
+    skip_indexer_for_gen_reqs: bool
+    chunks: tuple[tuple[int, int, int, int], ...] | None  # (q_start, q_end, k_start, k_end)
+    ctx_lens: tuple[tuple[int, int], ...]  # of plain MLA, whose dense attention goes request by request; else empty
+
+
 @dataclass(frozen=True)
 class DeviceChunk:
     """A Chunk whose causal bounds are on the device: int32 views at fixed addresses."""
@@ -60,32 +65,22 @@ class DeviceChunk:
     ke: Tensor
 
 
-class AttnMetadata:
+class AttnMetadata(FixedBuffers):
     """One batch at a time; see MetadataLimits for how large. Host values are plain ints."""
 
     def __init__(self, limits: MetadataLimits, caches: cache.Caches, device: torch.device) -> None:
         self.limits = limits
-        self.caches = caches
-        self.device = device
-        tokens, requests = limits.max_num_tokens, limits.max_num_requests
         self.max_blocks_per_seq = -(-limits.max_seq_len // TOKENS_PER_BLOCK)
-        self._kv_lens = Twin((requests,), torch.int32, device)
-        self._block_table = Twin((requests, self.max_blocks_per_seq), torch.int32, device, fill=-1)
-        self._req_idx_per_token = Twin((tokens,), torch.int32, device)
-        self._positions = Twin((tokens,), torch.int64, device)
-        self._slot_mapping_fp8 = Twin((tokens,), torch.int64, device)
-        self._slot_mapping_scale = Twin((tokens,), torch.int64, device)
-        self._latent_rows = Twin((tokens,), torch.int64, device)
-        self._cu_seqlen_ks = Twin((tokens,), torch.int32, device)
-        self._cu_seqlen_ke = Twin((tokens,), torch.int32, device)
-        self._chunk_ks = Twin((tokens,), torch.int32, device)
-        self._chunk_ke = Twin((tokens,), torch.int32, device)
-        ctx_kv_tokens = limits.ctx_kv_tokens
-        self._fullkv_fp8 = Twin((ctx_kv_tokens,), torch.int64, device)
-        self._fullkv_scale = Twin((ctx_kv_tokens,), torch.int64, device)
-        self._ctx_kv_rows = Twin((ctx_kv_tokens,), torch.int64, device)
-        width = limits.index_topk or limits.max_seq_len
-        self.dense_topk = torch.full((tokens, width), -1, dtype=torch.int32, device=device)
+        super().__init__(
+            caches,
+            device,
+            tokens=limits.max_num_tokens,
+            requests=limits.max_num_requests,
+            blocks_per_seq=self.max_blocks_per_seq,
+            ctx_kv_tokens=limits.ctx_kv_tokens,
+            topk_width=limits.index_topk or limits.max_seq_len,
+        )
+        self._dense_rows = 0  # rows of dense_topk that hold something else than -1
         self._uploaded = torch.cuda.Event() if device.type == "cuda" else None
         self._clear()
 
@@ -98,6 +93,7 @@ class AttnMetadata:
         self.has_cached_context = False
         self.skip_indexer_for_ctx_reqs = self.skip_indexer_for_gen_reqs = False
         self.prefill_chunks: tuple[DeviceChunk, ...] | None = None
+        self._control_flow: ControlFlow | None = None
 
     # Prefix views of the fixed buffers; their addresses never change.
     @property
@@ -156,16 +152,16 @@ class AttnMetadata:
         """[cached and new tokens of all contexts] int64: flat latent rows of layer 0, request after request."""
         return self._ctx_kv_rows.device[: self.num_ctx_kv_tokens]
 
-    @property
-    def num_bytes(self) -> int:
-        """Device bytes of the fixed buffers."""
-        twins = [twin.device for twin in vars(self).values() if isinstance(twin, Twin)]
-        return sum(buffer.nbytes for buffer in (*twins, self.dense_topk))
+    def control_flow(self) -> Hashable:
+        """Batches with equal values may share one graph of the whole step, captured under the compile flag."""
+        return self._control_flow
 
-    def addresses(self) -> dict[str, int]:
-        """Device address of every fixed buffer: equal before and after any prepare()."""
-        found = {name: twin.device.data_ptr() for name, twin in vars(self).items() if isinstance(twin, Twin)}
-        return found | {"dense_topk": self.dense_topk.data_ptr()}
+    def proj_control_flow(self, boundary: Boundary) -> Hashable:
+        """The same for a graph of Op 1 alone: nothing, unless it selects."""
+        if boundary != "logits":
+            return ()
+        selects_from_new_keys = self.num_generations == 0 and self.prefill_chunks is None
+        return self.skip_indexer_for_ctx_reqs, selects_from_new_keys
 
     def prepare(self, batch: Batch) -> None:
         """Describe batch in the buffers. Raises ValueError when it exceeds the limits."""
@@ -196,6 +192,9 @@ class AttnMetadata:
         if self._uploaded is not None:
             self._uploaded.record()
         self._fill_dense_topk()
+        self.dense_topk[self.num_tokens : self._dense_rows].fill_(-1)
+        self._dense_rows = self.num_tokens
+        self._control_flow = self._frozen()
 
     def on_update_kv_lens(self) -> None:
         """Re-derive positions, slots and the dense table of the generation tokens from kv_lens on the device.
@@ -245,11 +244,11 @@ class AttnMetadata:
             self.skip_indexer_for_gen_reqs = self.max_gen_kv_len <= self.limits.index_topk
 
     def _prepare_contexts(self, batch: Batch, table: Tensor) -> None:
-        if not batch.contexts:
-            return
         ks, ke = causal_bounds(batch.contexts)
         self._cu_seqlen_ks.upload(torch.tensor(ks, dtype=torch.int32))
         self._cu_seqlen_ke.upload(torch.tensor(ke, dtype=torch.int32))
+        if not batch.contexts:
+            return
 
         lengths = torch.tensor([r.kv_len for r in batch.contexts], dtype=torch.int64)
         req_idx = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
@@ -271,6 +270,22 @@ class AttnMetadata:
         bounds = self._chunk_ks.device, self._chunk_ke.device
         self.prefill_chunks = tuple(
             DeviceChunk(chunk, *(buffer[chunk.q_start : chunk.q_end] for buffer in bounds)) for chunk in chunks
+        )
+
+    def _frozen(self) -> ControlFlow:
+        chunks = None if self.prefill_chunks is None else [chunk.plan for chunk in self.prefill_chunks]
+        return ControlFlow(
+            num_contexts=self.num_contexts,
+            num_generations=self.num_generations,
+            num_ctx_tokens=self.num_ctx_tokens,
+            num_tokens=self.num_tokens,
+            num_ctx_kv_tokens=self.num_ctx_kv_tokens,
+            next_n=self.next_n,
+            has_cached_context=self.has_cached_context,
+            skip_indexer_for_ctx_reqs=self.skip_indexer_for_ctx_reqs,
+            skip_indexer_for_gen_reqs=self.skip_indexer_for_gen_reqs,
+            chunks=None if chunks is None else tuple((c.q_start, c.q_end, c.k_start, c.k_end) for c in chunks),
+            ctx_lens=() if self.limits.index_topk else self.ctx_lens,
         )
 
     def _fill_dense_topk(self) -> None:

@@ -3,11 +3,16 @@
 Op 1 (`dsa_proj`) is token-wise: it works on every row it is given, padding included, reads no metadata and touches no
 cache. Op 2 (`dsa_attn`) reads the batch: it cuts to the true token count, updates both caches, selects and attends.
 Everything between them travels as tensors; nothing is kept on the layer.
+
+That is the split of the PR, boundary "index_quant". The others move steps across it: "proj" leaves the whole indexer to
+Op 2, "cache_update" has Op 1 write both caches, and "logits" has it select, too. What Op 1 then reads of the batch are
+device buffers at fixed addresses, defined for padding rows; of Python values only what `proj_control_flow` tells.
 """
 
 from __future__ import annotations
 
 import copy
+from functools import partial
 from typing import Literal
 
 import torch
@@ -16,23 +21,26 @@ from torch import Tensor, nn
 from mlaprof.layer import attention
 from mlaprof.layer.cache import Caches
 from mlaprof.layer.context import ForwardContext
+from mlaprof.layer.handover import CACHES_IN_OP1, empty_parts, for_indexer
 from mlaprof.layer.indexer import Indexer
 from mlaprof.layer.linear import Linear, RMSNorm
 from mlaprof.layer.metadata import AttnMetadata
 from mlaprof.layer.ops import OPS
+from mlaprof.layer.parallel import maybe_execute_in_parallel
 from mlaprof.layer.rope import rotate
 from mlaprof.layer.tiling import LayerTiles
 from mlaprof.shapes import TOKENS_PER_BLOCK, LayerShape
+from mlaprof.study import PR_BOUNDARY, Boundary
 
 Form = Literal["split", "monolithic"]
-NUM_PROJ_TENSORS = 4  # q, compressed_kv, k_pe, latent_cache; the indexer's four follow
+NUM_PROJ_TENSORS = 4  # q, compressed_kv, k_pe, latent_cache; what the boundary hands over for the indexer follows
 
 
 class MLA(nn.Module):
     """One attention layer of one tensor-parallel rank.
 
-    form "split" goes through Op 1 and Op 2, "monolithic" through the one in-place op. Plain MLA (no indexer) has only
-    the monolithic form.
+    form "split" goes through Op 1 and Op 2, cut at boundary; "monolithic" through the one in-place op, whatever the
+    boundary. Plain MLA (no indexer) has only the monolithic form.
     """
 
     def __init__(
@@ -45,18 +53,16 @@ class MLA(nn.Module):
         cos_sin: Tensor,
         tiles: LayerTiles,
         form: Form,
+        boundary: Boundary = PR_BOUNDARY,
         short_seq_mha_threshold: int = 0,
     ) -> None:
         super().__init__()
-        if form == "split" and not shape.is_dsa:
-            raise ValueError("form: expected 'monolithic' for plain MLA, got 'split'")
         self.shape = shape
+        self._take(form, tiles, boundary)
         self.layer_number = layer_idx
         self.layer_idx = str(layer_idx)  # custom ops take strings
         self.caches = caches
         self.cos_sin = cos_sin  # [max_positions, 2, rope/2] fp32
-        self.tiles = tiles
-        self.form = form
         self.short_seq_mha_threshold = short_seq_mha_threshold
         self.kv_a_proj_with_mqa = Linear(weights["kv_a_proj_with_mqa.weight"])
         self.q_a_layernorm = RMSNorm(weights["q_a_layernorm.weight"], shape.rms_norm_eps)
@@ -82,13 +88,17 @@ class MLA(nn.Module):
         if self.indexer is not None:
             self.indexer.post_load_weights()
 
-    def variant(self, *, form: Form, tiles: LayerTiles) -> MLA:
-        """The same layer, weights and caches shared, run in another form or with other tiles."""
+    def variant(self, *, form: Form, tiles: LayerTiles, boundary: Boundary = PR_BOUNDARY) -> MLA:
+        """The same layer, weights and caches shared, run in another form, with other tiles or cut elsewhere."""
+        twin = copy.copy(self)
+        twin._take(form, tiles, boundary)
+        return twin
+
+    def _take(self, form: Form, tiles: LayerTiles, boundary: Boundary) -> None:
         if form == "split" and not self.shape.is_dsa:
             raise ValueError("form: expected 'monolithic' for plain MLA, got 'split'")
-        twin = copy.copy(self)
-        twin.form, twin.tiles = form, tiles
-        return twin
+        self.form, self.tiles = form, tiles
+        self.boundary: Boundary = boundary if form == "split" else PR_BOUNDARY
 
     def forward(self, hidden_states: Tensor, position_ids: Tensor) -> Tensor:
         """[T, hidden_size] bf16 to the same; T counts padding rows, whose results are undefined.
@@ -100,55 +110,47 @@ class MLA(nn.Module):
         output = hidden_states.new_empty((hidden_states.shape[0], width))
         if self.form == "split":
             parts = OPS.mla_dsa_proj(hidden_states, position_ids, self.layer_idx)
-            OPS.mla_dsa_attn_inplace(
-                parts[0],
-                parts[1],
-                parts[2],
-                parts[3],
-                parts[NUM_PROJ_TENSORS:],
-                position_ids,
-                self.layer_idx,
-                output,
-            )
+            rest = for_indexer(self.boundary, parts[NUM_PROJ_TENSORS:], hidden_states)
+            OPS.mla_dsa_attn_inplace(parts[0], parts[1], parts[2], parts[3], rest, position_ids, self.layer_idx, output)
         else:
             OPS.mla_custom_op_inplace(hidden_states, position_ids, self.layer_idx, output)
         projected: Tensor = self.o_proj(output)
         return projected
 
     def dsa_proj(self, hidden_states: Tensor, position_ids: Tensor, context: ForwardContext) -> list[Tensor]:
-        """Op 1. Eight tensors; four in the one case where short MHA covers a context-only batch, never compiled.
+        """Op 1. Four tensors, then those of the boundary (handover.py); the four alone in the one case where short MHA
+        covers a context-only batch, never compiled.
 
         q [T, H * qk_head_dim], compressed_kv [T, kv_lora], k_pe [T, rope] not yet rotated, latent_cache
-        [T, kv_lora + rope], then `Indexer.pre_indexer_proj`'s four.
+        [T, kv_lora + rope]; then at proj [T, q_lora_rank], at index_quant and cache_update `Indexer.pre_indexer_proj`'s
+        four, at logits [T, index_topk] int32.
         """
         assert self.indexer is not None, "mla_dsa_proj: expected a layer with an indexer, got plain MLA"
-        qr, compressed_kv, k_pe = self._project(hidden_states)
+        qr, compressed_kv, k_pe = self._project(hidden_states, context)
         parts = [self.q_b_proj(qr), compressed_kv, k_pe, torch.cat((compressed_kv, k_pe), dim=-1)]
-        if self.short_mha(context, position_ids) and context.metadata.num_generations == 0:
+        dense = self.short_mha(context, position_ids) and context.metadata.num_generations == 0
+        if self.boundary == "proj":
+            return parts if dense else [*parts, qr]
+        rows, writes_caches = len(hidden_states), self.boundary in CACHES_IN_OP1
+        if dense and not writes_caches:
             return parts
         cos_sin = self.cos_sin[position_ids]
-        return [*parts, *self.indexer.pre_indexer_proj(qr, hidden_states, cos_sin)]
+        if writes_caches:
+            self._append_latent(compressed_kv, k_pe, cos_sin, context.metadata.latent_slots(rows))
+        if dense:
+            return parts
+        q_fp8, k_fp8, k_scale, weights = self.indexer.pre_indexer_proj(qr, hidden_states, cos_sin, context)
+        if writes_caches:
+            slots = context.metadata.index_slots(rows)
+            self.indexer.update_k_cache(k_fp8, k_scale, slots, self.caches.index_k[self.layer_number])
+        if self.boundary == "logits":
+            topk = self.indexer.select_fresh(context.metadata, q_fp8, k_fp8, k_scale, weights, tiles=self.tiles)
+            return [*parts, topk]
+        return [*parts, q_fp8, k_fp8, k_scale, weights]
 
     def dsa_proj_like(self, hidden_states: Tensor) -> list[Tensor]:
         """Empty tensors of Op 1's shapes and dtypes, for its fake kernel."""
-        shape, rows = self.shape, hidden_states.shape[0]
-        model = [
-            hidden_states.new_empty((rows, width))
-            for width in (
-                shape.num_heads * shape.qk_head_dim,
-                shape.kv_lora_rank,
-                shape.qk_rope_head_dim,
-                shape.latent_dim,
-            )
-        ]
-        heads, dim, fp8 = shape.index_n_heads, shape.index_head_dim, torch.float8_e4m3fn
-        return [
-            *model,
-            hidden_states.new_empty((rows, heads, dim), dtype=fp8),
-            hidden_states.new_empty((rows, dim), dtype=fp8),
-            hidden_states.new_empty((rows, 1), dtype=torch.float32),
-            hidden_states.new_empty((rows, heads), dtype=torch.float32),
-        ]
+        return empty_parts(self.shape, self.boundary, hidden_states)
 
     def dsa_attn(
         self,
@@ -161,30 +163,23 @@ class MLA(nn.Module):
         context: ForwardContext,
         output: Tensor,
     ) -> None:
-        """Op 2: cut to the true token count, update both caches, select, attend; writes output[:num_tokens].
+        """Op 2: cut to the true token count, do the steps that the boundary left, attend; writes output[:num_tokens].
 
         Rows of output beyond num_tokens are not touched. latent_cache repeats compressed_kv and k_pe, for upstream's
-        append kernel; here the cached row is built from those two.
+        append kernel; here the cached row is built from those two. indexer_intermediates: what Op 1 returned beyond its
+        first four, and at proj its hidden_states as well.
         """
-        assert self.indexer is not None, "mla_dsa_attn_inplace: expected a layer with an indexer, got plain MLA"
         metadata = context.metadata
         num_tokens, num_ctx = metadata.num_tokens, metadata.num_ctx_tokens
         position_ids = position_ids[..., :num_tokens]
+        cos_sin = self.cos_sin[position_ids]
         short = metadata.num_contexts > 0 and self.short_mha(context, position_ids)
         topk: Tensor | None = None
         if not (short and metadata.num_generations == 0):
-            q_fp8, k_fp8, k_scale, weights = (part[:num_tokens] for part in indexer_intermediates)
-            topk = self.indexer.sparse_attn_indexer(
-                metadata,
-                q_fp8,
-                k_fp8,
-                k_scale,
-                weights,
-                index_k_cache=self.caches.index_k[self.layer_number],
-                tiles=self.tiles,
-            )
-        cos_sin = self.cos_sin[position_ids]
-        self._append_latent(compressed_kv[:num_tokens], k_pe[:num_tokens], cos_sin, metadata)
+            topk = self._select([part[:num_tokens] for part in indexer_intermediates], cos_sin, context)
+        if self.boundary not in CACHES_IN_OP1:
+            slots = metadata.latent_slots(num_tokens)
+            self._append_latent(compressed_kv[:num_tokens], k_pe[:num_tokens], cos_sin, slots)
         if metadata.num_contexts:
             if short:
                 self._dense_context(q[:num_ctx], cos_sin[:num_ctx], metadata, output[:num_ctx])
@@ -203,39 +198,66 @@ class MLA(nn.Module):
             rows = slice(num_ctx, num_tokens)
             self._absorbed(q[rows], cos_sin[rows], topk[rows], rows, metadata, output[rows])
 
+    def _select(self, intermediates: list[Tensor], cos_sin: Tensor, context: ForwardContext) -> Tensor:
+        """Request-local positions [num_tokens, index_topk] int32, from intermediates cut to num_tokens."""
+        assert self.indexer is not None, "mla_dsa_attn_inplace: expected a layer with an indexer, got plain MLA"
+        if self.boundary == "logits":
+            [topk] = intermediates
+            return topk
+        if self.boundary == "proj":
+            qr, hidden_states = intermediates
+            intermediates = list(self.indexer.pre_indexer_proj(qr, hidden_states, cos_sin, context))
+        q_fp8, k_fp8, k_scale, weights = intermediates
+        return self.indexer.sparse_attn_indexer(
+            context.metadata,
+            q_fp8,
+            k_fp8,
+            k_scale,
+            weights,
+            index_k_cache=self.caches.index_k[self.layer_number],
+            tiles=self.tiles,
+            updated=self.boundary in CACHES_IN_OP1,
+        )
+
     def forward_impl(
         self, hidden_states: Tensor, position_ids: Tensor, context: ForwardContext, output: Tensor
     ) -> None:
         """The monolith. DSA: Op 1's and Op 2's bodies one after the other; plain MLA: dense attention."""
         if self.indexer is None:
-            self._plain_mla(hidden_states, position_ids, context.metadata, output)
+            self._plain_mla(hidden_states, position_ids, context, output)
             return
         parts = self.dsa_proj(hidden_states, position_ids, context)
         q, compressed_kv, k_pe, latent_cache = parts[:NUM_PROJ_TENSORS]
-        self.dsa_attn(q, compressed_kv, k_pe, latent_cache, parts[NUM_PROJ_TENSORS:], position_ids, context, output)
+        rest = for_indexer(self.boundary, parts[NUM_PROJ_TENSORS:], hidden_states)
+        self.dsa_attn(q, compressed_kv, k_pe, latent_cache, rest, position_ids, context, output)
 
-    def _plain_mla(self, hidden_states: Tensor, position_ids: Tensor, metadata: AttnMetadata, output: Tensor) -> None:
+    def _plain_mla(self, hidden_states: Tensor, position_ids: Tensor, context: ForwardContext, output: Tensor) -> None:
         # Unlike Op 1, the non-DSA form cuts to the true token count before it projects.
+        metadata = context.metadata
         num_tokens, num_ctx = metadata.num_tokens, metadata.num_ctx_tokens
-        qr, compressed_kv, k_pe = self._project(hidden_states[:num_tokens])
+        qr, compressed_kv, k_pe = self._project(hidden_states[:num_tokens], context)
         q = self.q_b_proj(qr)
         cos_sin = self.cos_sin[position_ids[..., :num_tokens]]
-        self._append_latent(compressed_kv, k_pe, cos_sin, metadata)
+        self._append_latent(compressed_kv, k_pe, cos_sin, metadata.latent_slots(num_tokens))
         if metadata.num_contexts:
             self._dense_context(q[:num_ctx], cos_sin[:num_ctx], metadata, output[:num_ctx])
         if metadata.num_generations:
             rows = slice(num_ctx, num_tokens)
             self._absorbed(q[rows], cos_sin[rows], metadata.dense_topk[rows], rows, metadata, output[rows])
 
-    def _project(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(normed compressed q, normed compressed_kv, k_pe), one fused product for all three."""
+    def _project(self, hidden_states: Tensor, context: ForwardContext) -> tuple[Tensor, Tensor, Tensor]:
+        """(normed compressed q, normed compressed_kv, k_pe), one fused product for all three; the norms beside each
+        other where context allows."""
         shape = self.shape
         fused = self.kv_a_proj_with_mqa(hidden_states)
         q, compressed_kv, k_pe = fused.split((shape.q_lora_rank, shape.kv_lora_rank, shape.qk_rope_head_dim), dim=-1)
         # k_pe leaves Op 1 on its own storage: a view would pin the whole fused product in the graph's pool. Of one row,
         # contiguous() would be that view.
         k_pe = k_pe.clone(memory_format=torch.contiguous_format)
-        return self.q_a_layernorm(q), self.kv_a_layernorm(compressed_kv), k_pe
+        qr, compressed_kv = maybe_execute_in_parallel(
+            partial(self.q_a_layernorm, q), partial(self.kv_a_layernorm, compressed_kv), context
+        )
+        return qr, compressed_kv, k_pe
 
     def short_mha(self, context: ForwardContext, position_ids: Tensor | None) -> bool:
         """Dense attention pays for short contexts. Off under compile, and tested on the total KV length: counting only
@@ -246,11 +268,10 @@ class MLA(nn.Module):
         effective_len = metadata.max_ctx_kv_len or metadata.num_ctx_tokens
         return effective_len <= self.short_seq_mha_threshold
 
-    def _append_latent(self, compressed_kv: Tensor, k_pe: Tensor, cos_sin: Tensor, metadata: AttnMetadata) -> None:
-        """Rotate k_pe and write this step's rows into the paged latent cache."""
+    def _append_latent(self, compressed_kv: Tensor, k_pe: Tensor, cos_sin: Tensor, slots: Tensor) -> None:
+        """Rotate k_pe and write these rows into the paged latent cache; slots [n] int64 are layer 0's flat rows."""
         row = torch.cat((compressed_kv, rotate(k_pe, cos_sin, interleaved=True)), dim=-1)
-        rows = metadata.latent_rows + self.layer_number * TOKENS_PER_BLOCK
-        self.caches.latent_rows.index_copy_(0, rows, row)
+        self.caches.latent_rows.index_copy_(0, slots + self.layer_number * TOKENS_PER_BLOCK, row)
 
     def _absorbed(
         self, q: Tensor, cos_sin: Tensor, topk: Tensor, tokens: slice, metadata: AttnMetadata, output: Tensor

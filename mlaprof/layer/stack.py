@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from mlaprof.layer.linear import Linear, RMSNorm
 from mlaprof.layer.mla import MLA, Form
 from mlaprof.layer.tiling import LayerTiles
+from mlaprof.study import PR_BOUNDARY, Boundary
 
 
 class DenseMLP(nn.Module):
@@ -48,10 +49,10 @@ class DecoderLayer(nn.Module):
         hidden_states = hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
         return hidden_states
 
-    def variant(self, *, form: Form, tiles: LayerTiles) -> DecoderLayer:
+    def variant(self, *, form: Form, tiles: LayerTiles, boundary: Boundary = PR_BOUNDARY) -> DecoderLayer:
         twin = copy.copy(self)
         twin._modules = dict(self._modules)
-        twin.self_attn = self.self_attn.variant(form=form, tiles=tiles)
+        twin.self_attn = self.self_attn.variant(form=form, tiles=tiles, boundary=boundary)
         return twin
 
 
@@ -76,6 +77,6 @@ class Stack(nn.Module):
     def decoder_layers(self) -> list[DecoderLayer]:
         return [layer for layer in self.layers if isinstance(layer, DecoderLayer)]
 
-    def variant(self, *, form: Form, tiles: LayerTiles) -> Stack:
-        """The same stack, weights and caches shared, run in another form or with other tiles."""
-        return Stack([layer.variant(form=form, tiles=tiles) for layer in self.decoder_layers])
+    def variant(self, *, form: Form, tiles: LayerTiles, boundary: Boundary = PR_BOUNDARY) -> Stack:
+        """The same stack, weights and caches shared, run in another form, with other tiles or cut elsewhere."""
+        return Stack([layer.variant(form=form, tiles=tiles, boundary=boundary) for layer in self.decoder_layers])

@@ -105,7 +105,7 @@ def test_unused_pages_may_hold_nan(bench, name):
     want = bench.forward(hidden, positions)
 
     hidden, positions = bench.load(batch)
-    used = torch.zeros(bench.caches.num_blocks, 64, dtype=torch.bool)
+    used = torch.zeros(len(bench.caches.latent), 64, dtype=torch.bool)
     for request, pages in zip(batch.requests, batch.pages, strict=True):
         for token in range(request.kv_len):
             used[pages[token // 64], token % 64] = True

@@ -58,13 +58,14 @@ def test_latent_rows_are_interleaved_by_layer_inside_a_block():
 
 
 def test_pools_have_the_bytes_a_token_of_the_model(shapes):
-    """bf16 latent rows and 132 index bytes, a token and layer; plain MLA has no index pool."""
+    """bf16 latent rows and 132 index bytes, a token and layer, in the pages asked for and one of scratch."""
     caches = allocate(shapes["tiny"], 2, 3, torch.device("cpu"))
-    assert caches.latent.shape == (3, 2, 64, 576) and caches.latent.dtype == torch.bfloat16
-    assert caches.latent.nbytes + sum(pool.nbytes for pool in caches.index_k) == 3 * 64 * 2 * (1152 + 132)
-    assert caches.latent_rows.shape == (3 * 2 * 64, 576)
+    assert caches.latent.shape == (4, 2, 64, 576) and caches.latent.dtype == torch.bfloat16
+    assert caches.latent.nbytes + sum(pool.nbytes for pool in caches.index_k) == 4 * 64 * 2 * (1152 + 132)
+    assert caches.latent_rows.shape == (4 * 2 * 64, 576)
     assert caches.latent_rows.data_ptr() == caches.latent.data_ptr()
     assert caches.stride_factor == 2 * 64
+    assert (caches.num_blocks, caches.scratch_block) == (3, 3)
 
 
 @pytest.mark.parametrize("number", [3, -1, 1 << 40])

@@ -62,21 +62,16 @@ def test_dense_topk_is_every_position_up_to_the_tokens_own(tiny, lengths):
 
 
 def test_a20_buffers_keep_their_addresses_and_take_prefixes(tiny):
-    """Whatever the batch, no buffer is re-allocated; a smaller batch leaves the rows behind it alone."""
+    """Whatever the batch, no buffer is re-allocated."""
     metadata = tiny.metadata
     before = metadata.addresses()
     assert len(before) == 15
-    tiny.load(tiny.batch([(100, 0)]))
-    tail = metadata._slot_mapping_fp8.device[10:100].clone()
     for lengths in BATCHES:
         tiny.load(tiny.batch(**lengths))
         assert metadata.addresses() == before
         for name in VIEWS:
             view = getattr(metadata, name)
             assert view.numel() == 0 or view.data_ptr() == before[f"_{name}"]
-    tiny.load(tiny.batch([(100, 0)]))
-    tiny.load(tiny.batch([(10, 0)], seed=5))
-    assert torch.equal(tail, metadata._slot_mapping_fp8.device[10:100])
 
 
 def test_a20_context_buffers_stay_where_a_captured_graph_reads_them(tiny):

@@ -106,7 +106,7 @@ def test_unused_pages_may_hold_nan(big):
     want = big.forward(hidden, positions)
     hidden, positions = big.load(batch)
     used = [page for pages in batch.pages for page in pages]
-    unused = [page for page in range(big.caches.num_blocks) if page not in used]
+    unused = [page for page in range(len(big.caches.latent)) if page not in used]
     big.caches.latent[unused] = torch.nan
     big.caches.index_k[0][unused] = 0x7F
     assert torch.equal(want, big.forward(hidden, positions))

@@ -225,7 +225,8 @@ def test_a07_what_one_token_keeps_alive_between_the_ops(preset, num_bytes):
     """The handed-over bytes a token on one rank, from upstream's table."""
     shape = PRESETS[preset]
     hidden = torch.empty((1, shape.hidden_size), dtype=torch.bfloat16, device="meta")
-    assert num_bytes == sum(part.nbytes for part in MLA.dsa_proj_like(SimpleNamespace(shape=shape), hidden))
+    layer = SimpleNamespace(shape=shape, boundary="index_quant")
+    assert num_bytes == sum(part.nbytes for part in MLA.dsa_proj_like(layer, hidden))
 
 
 def test_a07_latent_cache_is_compressed_kv_and_unrotated_k_pe(bench):

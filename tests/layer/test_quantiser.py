@@ -64,7 +64,7 @@ def test_a15_order_inside_an_index_head_is_rope_then_nope(bench):
     indexer, rope = bench.attn.indexer, bench.shape.qk_rope_head_dim
     cos_sin = bench.attn.cos_sin[positions + 11]
     qr = torch.randn(3, bench.shape.q_lora_rank).bfloat16()
-    q_fp8, *_ = indexer.pre_indexer_proj(qr, hidden, cos_sin)
+    q_fp8, *_ = indexer.pre_indexer_proj(qr, hidden, cos_sin, bench.context())
     projected = indexer.wq_b(qr).view(3, -1, 128)
     scale = _scale(projected, cos_sin, rope, interleaved=bench.shape.indexer_rope_interleave)
     got = q_fp8.float() * scale
