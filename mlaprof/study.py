@@ -29,6 +29,7 @@ MODES: tuple[Mode, ...] = (
 )
 DEFAULT_MODES: tuple[Mode, ...] = ("monolithic_eager", "split_piecewise", "breakable", "full")
 BUCKETED_MODES: tuple[Mode, ...] = ("monolithic_piecewise", "split_piecewise", "breakable")  # pad up to a captured size
+SPLIT_MODES: tuple[Mode, ...] = ("split_eager", "split_piecewise", "breakable")  # exist only for DSA
 BOUNDED_MODES: tuple[Mode, ...] = ("split_piecewise", "breakable")  # their captured part ends at the boundary
 MODE_SUMMARY: dict[Mode, str] = {
     "monolithic_eager": "one op for the whole attention, no graph: the baseline",

@@ -12,7 +12,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from mlaprof.study import Axes, Mode, Phase, Selector
+from mlaprof.study import BOUNDED_MODES, PR_BOUNDARY, Axes, Boundary, Mode, Phase, Selector
 
 AXES: tuple[str, ...] = tuple(Axes.model_fields)
 ALIASES = {"tokens": "num_tokens", "context": "context_len", "capture": "mode", "modes": "mode"}
@@ -29,6 +29,7 @@ class Combination(NamedTuple):
     num_tokens: int
     context_len: int
     mode: Mode
+    boundary: Boundary = PR_BOUNDARY
 
 
 def values(written: Any) -> list[Any]:
@@ -77,7 +78,10 @@ def from_text(axis: str, text: str) -> list[Any]:
 
 
 def combinations(axes: Axes, exclude: Sequence[Selector], include: Sequence[Selector]) -> list[Combination]:
-    """The product of the axes without what a rule excludes, then what the include rules add; none twice."""
+    """The product of the axes without what a rule excludes, then what the include rules add; none twice.
+
+    Only BOUNDED_MODES have a boundary: the other modes appear with the PR's, and no rule that names one is about them.
+    """
     found = dict.fromkeys(
         each for each in _product(axes, Selector()) if not any(_matches(rule, each) for rule in exclude)
     )
@@ -89,10 +93,16 @@ def combinations(axes: Axes, exclude: Sequence[Selector], include: Sequence[Sele
 def _product(axes: Axes, rule: Selector) -> Iterator[Combination]:
     """All combinations with the rule's fields, and every axis value where it has none."""
     chosen = [getattr(axes, axis) if (fixed := getattr(rule, axis)) is None else (fixed,) for axis in AXES]
-    return itertools.starmap(Combination, itertools.product(*chosen))
+    for each in itertools.starmap(Combination, itertools.product(*chosen)):
+        if each.mode in BOUNDED_MODES:
+            yield each
+        elif rule.boundary is None:
+            yield each._replace(boundary=PR_BOUNDARY)
 
 
 def _matches(rule: Selector, combination: Combination) -> bool:
+    if rule.boundary is not None and combination.mode not in BOUNDED_MODES:
+        return False
     return all((wanted := getattr(rule, axis)) is None or wanted == getattr(combination, axis) for axis in AXES)
 
 

@@ -9,10 +9,11 @@ from typing import Any
 from mlaprof.checkpoint import checkpoint_problem
 from mlaprof.config.axes import AXES, combinations
 from mlaprof.config.draft import Draft, did_you_mean
+from mlaprof.config.sizes import captured_sizes
 from mlaprof.config.yamltext import KeyPath, dotted
 from mlaprof.kernels.tiles import KERNELS, complete, illegal
 from mlaprof.shapes import problems
-from mlaprof.study import Selector, Study, kernel_dims
+from mlaprof.study import BOUNDED_MODES, SPLIT_MODES, Selector, Study, kernel_dims
 
 MAX_COMBINATIONS = 200_000
 
@@ -22,6 +23,7 @@ def check_legality(draft: Draft, study: Study) -> None:
     _check_axes(draft, study)
     _check_shape(draft, study)
     _check_options(draft, study)
+    _check_capture(draft, study)
     _check_weights(draft, study)
     draft.check()
     _check_tiles(draft, study)  # their legality needs a legal shape
@@ -49,6 +51,10 @@ def _check_axes(draft: Draft, study: Study) -> None:
                 everything = True
                 hint = f"give at least one of {', '.join(AXES)}"
                 draft.complain(("sweep", name, index), "a rule without fields matches everything", hint)
+            elif rule.boundary is not None and rule.mode is not None and rule.mode not in BOUNDED_MODES:
+                wrong = f"{rule.mode} has no boundary, so this rule matches nothing"
+                hint = f"leave boundary out, or use {' or '.join(BOUNDED_MODES)}"
+                draft.complain(("sweep", name, index, "boundary"), wrong, hint)
     if count > MAX_COMBINATIONS:
         draft.complain(("sweep",), f"{count:,} combinations", f"sweep at most {MAX_COMBINATIONS:,}")
     elif not everything and not combinations(study.axes, study.exclude, study.include):
@@ -60,11 +66,14 @@ def _check_shape(draft: Draft, study: Study) -> None:
         draft.complain(("shape", *name.split(".")), wrong, remedy)
     if study.layer.shape.is_dsa:
         return
-    written = draft.value["sweep"].get("mode")
-    for index, mode in enumerate(study.axes.mode if written is not None else ()):
-        if mode.startswith("split_"):
+    written = draft.value["sweep"]
+    for index, mode in enumerate(study.axes.mode if "mode" in written else ()):
+        if mode in SPLIT_MODES:
             wrong = f"{mode} exists only for DSA, and index_topk 0 is plain MLA: one op, nothing to split"
             draft.complain(("sweep", "mode", index), wrong, "use the monolithic modes and full")
+    if "boundary" in written:
+        wrong = "the boundary cuts DSA's step in two, and index_topk 0 is plain MLA: one op, nothing to split"
+        draft.complain(("sweep", "boundary"), wrong, "leave boundary out")
     if study.layer.options.short_seq_mha_threshold:
         wrong = "short-sequence MHA is a branch of DSA, and index_topk 0 is plain MLA"
         draft.complain(("layer", "short_seq_mha_threshold"), wrong, "use 0")
@@ -111,6 +120,26 @@ def _check_options(draft: Draft, study: Study) -> None:
         wrong = f"max_samples {measure.max_samples} is below min_samples {measure.min_samples}"
         key = "max_samples" if "max_samples" in draft.value.get("measure", {}) else "min_samples"
         draft.complain(("measure", key), wrong, "raise max_samples or lower min_samples")
+
+
+def _check_capture(draft: Draft, study: Study) -> None:
+    capture = study.capture
+    sizes = capture.sizes or ()
+    for index, size in enumerate(sizes):
+        if size in sizes[:index]:
+            draft.complain(("capture", "sizes", index), f"{size} appears twice", "keep one")
+    pair = ("max_batch_size", "max_seq_len")
+    for given, missing in (pair, pair[::-1]):
+        if getattr(capture, given) is not None and getattr(capture, missing) is None:
+            wrong = f"without {missing} there is no ceiling: it is max_batch_size * (max_seq_len - 1) tokens"
+            draft.complain(("capture", given), wrong, f"give {missing}, too, or leave {given} out")
+    if capture.sizes == ():
+        hint = "give at least one, or leave sizes out to capture the token counts of the sweep"
+        draft.complain(("capture", "sizes"), "there are no sizes", hint)
+    elif (found := captured_sizes(study)) is not None and found.dropped and not found.sizes:
+        limit = capture.max_num_tokens
+        wrong = f"nothing is left to capture: every size is above max_num_tokens {limit}"
+        draft.complain(("capture", "sizes" if sizes else "max_num_tokens"), wrong, f"use sizes of at most {limit}")
 
 
 def _check_weights(draft: Draft, study: Study) -> None:

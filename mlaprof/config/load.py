@@ -14,10 +14,13 @@
       num_tokens: {pow2: [1, 8192]}
       context_len: 0
       mode: [monolithic_eager, split_piecewise, full]
+      boundary: index_quant       # of split_piecewise and breakable; the other modes have none
       exclude: [{mode: full, num_tokens: 8192}]        # drops what agrees with every field given
       include: [{phase: decode, num_tokens: 4}]        # adds; a missing field means every value of that axis
     tiles: {sparse_attn: [{block_n: 64, num_warps: 4}]}  # alternatives to the default; missing fields are the default's
     batch: {num_generations: 4, ...}                   # BatchSpec
+    capture: {sizes: {pow2: [1, 8192]}, hold: weak, ...}  # CaptureSpec; sizes as an axis, or null for the sweep's
+    budget: {syncs: 0, ...}                            # BudgetSpec
     measure: {cache: cold, ...}                        # MeasureSpec
 
 A relative path means relative to the file, or to the working directory when an option gave it.
@@ -25,24 +28,24 @@ A relative path means relative to the file, or to the working directory when an 
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
-from mlaprof.config import hf
 from mlaprof.config.axes import ALIASES, AXES, from_text, values
 from mlaprof.config.draft import Draft, describe, did_you_mean
 from mlaprof.config.legality import check_legality
+from mlaprof.config.shape import check_name, located, read_shape
 from mlaprof.config.yamltext import KeyPath, dump, parse, read
 from mlaprof.errors import ConfigError
-from mlaprof.shapes import PRESETS, LayerShape, RopeShape
 from mlaprof.study import (
     Axes,
     BatchSpec,
+    BudgetSpec,
+    CaptureSpec,
     LayerOptions,
     LayerSpec,
     MeasureSpec,
@@ -53,8 +56,6 @@ from mlaprof.study import (
     TileChoice,
     WeightsSpec,
 )
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 class _Sweep(Axes):
@@ -73,11 +74,9 @@ class _StudyFile(Part):
     sweep: _Sweep
     tiles: dict[str, tuple[dict[str, int], ...]] = Field(default={})
     batch: BatchSpec = BatchSpec()
+    capture: CaptureSpec = CaptureSpec()
+    budget: BudgetSpec = BudgetSpec()
     measure: MeasureSpec = MeasureSpec()
-
-
-class _InlineShape(Part):
-    shape: LayerShape
 
 
 _KEYS: dict[str, Sequence[str]] = {
@@ -88,11 +87,9 @@ _KEYS: dict[str, Sequence[str]] = {
     "sweep.exclude": AXES,
     "sweep.include": AXES,
     "batch": tuple(BatchSpec.model_fields),
+    "capture": tuple(CaptureSpec.model_fields),
+    "budget": tuple(BudgetSpec.model_fields),
     "measure": tuple(MeasureSpec.model_fields),
-}
-_SHAPE_KEYS: dict[str, Sequence[str]] = {
-    "": tuple(each.name for each in fields(LayerShape)),
-    "rope": tuple(each.name for each in fields(RopeShape)),
 }
 # Setting one of these on the command line takes the place of what the file says instead of it.
 _REPLACES: dict[KeyPath, tuple[KeyPath, ...]] = {
@@ -140,6 +137,8 @@ def resolved_yaml(study: Study) -> str:
             "sweep": sweep | rules,
             "tiles": {kernel: [choice.values for choice in choices] for kernel, choices in study.tiles.items()},
             "batch": study.batch.model_dump(),
+            "capture": study.capture.model_dump(mode="json"),
+            "budget": study.budget.model_dump(),
             "measure": study.measure.model_dump(),
         }
     )
@@ -202,10 +201,12 @@ def _apply_axes(draft: Draft, axes: Mapping[str, str]) -> None:
 def _study(draft: Draft, folder: Path) -> Study:
     """The structure: keys, types and bounds, presets looked up, generators expanded. Raises all complaints together."""
     written = dict(draft.value)
-    named_shape = _shape(draft, folder, written.pop("preset", None), written.pop("shape", None))
-    if isinstance(written.get("sweep"), dict):
-        written["sweep"] = _expanded(draft, written["sweep"])
-    _check_name(draft, ("name",), written.get("name"))
+    named_shape = read_shape(draft, folder, written.pop("preset", None), written.pop("shape", None))
+    if isinstance(sweep := written.get("sweep"), dict):
+        written["sweep"] = _expanded(draft, "sweep", sweep, AXES)
+    if isinstance(capture := written.get("capture"), dict) and capture.get("sizes") is not None:
+        written["capture"] = _expanded(draft, "capture", capture, ("sizes",))
+    check_name(draft, ("name",), written.get("name"))
     file = draft.validate(_StudyFile, written, (), _KEYS)
     draft.check()
     if file is None or named_shape is None:
@@ -213,7 +214,7 @@ def _study(draft: Draft, folder: Path) -> Study:
     shape_name, shape = named_shape
     weights = file.weights
     if weights.safetensors is not None:
-        source = _located(draft, ("weights", "safetensors"), weights.safetensors, folder)
+        source = located(draft, ("weights", "safetensors"), weights.safetensors, folder)
         weights = WeightsSpec(seed=weights.seed, safetensors=str(source), layer=weights.layer)
     return Study(
         name=file.name,
@@ -233,88 +234,21 @@ def _study(draft: Draft, folder: Path) -> Study:
             for kernel, alternatives in file.tiles.items()
         },
         batch=file.batch,
+        capture=file.capture,
+        budget=file.budget,
         measure=file.measure,
     )
 
 
-def _shape(draft: Draft, folder: Path, preset: Any, shape: Any) -> tuple[str, LayerShape] | None:
-    """The shape and its name ("" for the study's own), or None after complaining."""
-    presets = f"the presets are {', '.join(PRESETS)}"
-    if preset is None and shape is None:
-        draft.complain_missing((), "preset", f"give preset or shape; {presets}")
-    elif preset is not None and shape is not None:
-        draft.complain(("shape",), "stands beside preset", "keep one of preset and shape")
-    elif preset is not None:
-        if isinstance(preset, str) and preset in PRESETS:
-            return preset, PRESETS[preset]
-        draft.complain(("preset",), f"{describe(preset)} is not a preset", did_you_mean(str(preset), PRESETS, presets))
-    elif not isinstance(shape, dict):
-        draft.complain(
-            ("shape",), f"expected a mapping, got {describe(shape)}", "give {hf_config: PATH} or every field"
-        )
-    else:
-        rest = dict(shape)
-        name = rest.pop("name", "")
-        if "name" in shape:
-            _check_name(draft, ("shape", "name"), name)
-        found = _hf_shape(draft, folder, rest) if "hf_config" in rest else _inline_shape(draft, rest)
-        return None if found is None else (str(name), found)
-    return None
-
-
-def _hf_shape(draft: Draft, folder: Path, shape: Mapping[str, Any]) -> LayerShape | None:
-    path, tp_size = shape["hf_config"], shape.get("tp_size", 1)
-    unknown = [key for key in shape if key not in ("hf_config", "tp_size")]
-    for key in unknown:
-        if key in _SHAPE_KEYS[""]:
-            draft.complain(("shape", key), "stands beside hf_config", "keep one of hf_config and the single fields")
-        else:
-            draft.complain_unknown(("shape", key), ("hf_config", "tp_size", "name"))
-    if not isinstance(path, str):
-        draft.complain(("shape", "hf_config"), f"expected text, got {describe(path)}", "give the path of a config.json")
-    elif type(tp_size) is not int or tp_size < 1:
-        draft.complain(("shape", "tp_size"), f"{describe(tp_size)} is not a number of ranks", "use 1 or more")
-    elif not unknown:
-        try:
-            return hf.layer_shape(_located(draft, ("shape", "hf_config"), path, folder), tp_size)
-        except ConfigError as error:
-            draft.complain(("shape", "hf_config"), f"{error.where}: {error.message}", error.hint)
-    return None
-
-
-def _inline_shape(draft: Draft, shape: dict[str, Any]) -> LayerShape | None:
-    if "q_lora_rank" in shape and shape["q_lora_rank"] is None:
-        draft.complain(("shape", "q_lora_rank"), hf.MLA_LITE, "give the rank of the query's low-rank projection")
-        shape["q_lora_rank"] = 1  # so that the other fields are checked, too
-    known = {f"shape.{block}" if block else "shape": keys for block, keys in _SHAPE_KEYS.items()}
-    found = draft.validate(_InlineShape, {"shape": shape}, (), known)
-    return None if found is None else found.shape
-
-
-def _located(draft: Draft, path: KeyPath, text: str, folder: Path) -> Path:
-    """An absolute path: the worker may run elsewhere."""
-    start = Path() if draft.option(path) is not None else folder
-    return (start / text).absolute()
-
-
-def _expanded(draft: Draft, sweep: Mapping[str, Any]) -> dict[str, Any]:
-    """The sweep block with every axis as a list."""
-    expanded = dict(sweep)
-    for axis in AXES:
-        if axis in sweep:
+def _expanded(draft: Draft, block: str, written: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
+    """A block with the values of these keys as lists."""
+    expanded = dict(written)
+    for key in keys:
+        if key in written:
             try:
-                expanded[axis] = values(sweep[axis])
+                expanded[key] = values(written[key])
             except ValueError as error:
                 wrong, _, hint = str(error).partition("; ")
-                draft.complain(("sweep", axis), wrong, hint)
-                expanded[axis] = []
+                draft.complain((block, key), wrong, hint)
+                expanded[key] = []
     return expanded
-
-
-def _check_name(draft: Draft, path: KeyPath, name: Any) -> None:
-    """Names end up in file names and in keys whose parts are joined by slashes."""
-    if isinstance(name, str) and not _NAME.fullmatch(name):
-        hint = "use up to 64 letters, digits, dots, dashes and underscores"
-        draft.complain(path, f"{describe(name)} cannot be a name", hint)
-    elif name is not None and not isinstance(name, str) and path != ("name",):
-        draft.complain(path, f"expected text, got {describe(name)}", "give text")

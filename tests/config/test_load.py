@@ -17,14 +17,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from mlaprof.buckets import Buckets
 from mlaprof.checkpoint import checkpoint_problem, weight_shapes
 from mlaprof.config import hf
 from mlaprof.config.load import load_study, resolved_yaml, study_from_resolved
+from mlaprof.config.sizes import captured_sizes
 from mlaprof.config.yamltext import MAX_BYTES, dump, parse
 from mlaprof.errors import ConfigError
 from mlaprof.plan import expand
 from mlaprof.shapes import PRESETS
-from mlaprof.study import DEFAULT_MODES, MODES, Study
+from mlaprof.study import DEFAULT_MODES, MODES, Axes, BudgetSpec, CaptureSpec, Study
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 QUICKSTART = next(path for path in CONFIGS if path.stem == "quickstart")
@@ -88,7 +90,7 @@ BAD: list[tuple[str, str, int, str, str]] = [
         "has more than 100,000 values",
         "aliases",
     ),
-    ("unknown key", GOOD + "swep: 1\n", 5, "swep: unknown key", "did you mean sweep? the keys here are batch, layer"),
+    ("unknown key", GOOD + "swep: 1\n", 5, "swep: unknown key", "did you mean sweep? the keys here are batch, budget"),
     ("unknown sweep key", GOOD + "  tokens: 1\n", 5, "sweep.tokens: unknown key", "num_tokens"),
     ("unknown measure key", GOOD + "measure: {min_sample: 50}\n", 5, "measure.min_sample: unknown key", "min_samples"),
     ("unknown rule key", GOOD + "  exclude: [{modes: full}]\n", 5, "sweep.exclude[0].modes: unknown", "mode?"),
@@ -148,9 +150,60 @@ BAD: list[tuple[str, str, int, str, str]] = [
         "too large a matrix",
         GOOD.replace("[1, 8]", "{range: [1, 9999, 1]}") + "  context_len: {range: [0, 99, 1]}\n",
         3,
-        "sweep: 2,999,700 combinations",
+        "sweep: 3,999,600 combinations",
         "at most",
     ),
+    ("unknown boundary", GOOD + "  boundary: [projj]\n", 5, "sweep.boundary[0]: 'projj' is not known", "mean proj?"),
+    ("boundary twice", GOOD + "  boundary: [proj, proj]\n", 5, "sweep.boundary[1]: proj appears twice", "keep one"),
+    (
+        "rule about no boundary",
+        GOOD + "  exclude:\n    - {mode: full, boundary: proj}\n",
+        6,
+        "sweep.exclude[0].boundary: full has no boundary",
+        "split_piecewise or breakable",
+    ),
+    ("rule of no boundary", GOOD + "  include: [{boundary: half}]\n", 5, "sweep.include[0].boundary: 'half'", "proj"),
+    ("unknown capture key", GOOD + "capture: {size: [1]}\n", 5, "capture.size: unknown key", "did you mean sizes?"),
+    ("capture size 0", GOOD + "capture:\n  sizes: [8, 0]\n", 6, "capture.sizes[1]: 0 is less than 1", "1 or more"),
+    ("capture size twice", GOOD + "capture:\n  sizes: [8, 8]\n", 6, "capture.sizes[1]: 8 appears twice", "keep one"),
+    ("no capture sizes", GOOD + "capture:\n  sizes: []\n", 6, "capture.sizes: there are no sizes", "leave sizes out"),
+    ("capture size as text", GOOD + "capture: {sizes: [all]}\n", 5, "capture.sizes[0]: expected an integer", "integer"),
+    ("odd capture sizes", GOOD + "capture: {sizes: {pow2: [1, 9]}}\n", 5, "capture.sizes: pow2: 9 is not a", "use"),
+    ("unknown hold", GOOD + "capture: {hold: week}\n", 5, "capture.hold: 'week' is not known here", "mean weak?"),
+    ("unknown streams", GOOD + "capture: {multi_stream: on}\n", 5, "capture.multi_stream: 'on' is not", "off, graphs"),
+    ("short requests", GOOD + "capture: {max_seq_len: 1}\n", 5, "capture.max_seq_len: 1 is less than 2", "2 or more"),
+    (
+        "half a ceiling",
+        GOOD + "capture:\n  sizes: [8]\n  max_batch_size: 4\n",
+        7,
+        "capture.max_batch_size: without max_seq_len there is no ceiling",
+        "give max_seq_len, too, or leave max_batch_size out",
+    ),
+    (
+        "other half of a ceiling",
+        GOOD + "capture:\n  max_seq_len: 4\n",
+        6,
+        "capture.max_seq_len: without max_batch_size there is no ceiling",
+        "give max_batch_size, too",
+    ),
+    (
+        "no size within the limit",
+        GOOD + "capture:\n  max_num_tokens: 4\n  sizes: [8, 16]\n",
+        7,
+        "capture.sizes: nothing is left to capture: every size is above max_num_tokens 4",
+        "at most 4",
+    ),
+    (
+        "no token count within the limit",
+        GOOD.replace("[1, 8]", "[8, 16]") + "capture:\n  max_num_tokens: 4\n",
+        6,
+        "capture.max_num_tokens: nothing is left to capture",
+        "at most 4",
+    ),
+    ("nothing for capture", GOOD + "capture:\n", 5, "capture: expected a mapping, got nothing", "mapping"),
+    ("unknown budget", GOOD + "budget: {sync: 0}\n", 5, "budget.sync: unknown key", "did you mean syncs?"),
+    ("negative budget", GOOD + "budget:\n  d2h: -1\n", 6, "budget.d2h: -1 is less than 0", "use 0 or more"),
+    ("budget as text", GOOD + "budget: {syncs: none}\n", 5, "budget.syncs: expected an integer, got 'none'", "integer"),
     ("rule for everything", GOOD + "  exclude:\n    - {}\n", 6, "sweep.exclude[0]: a rule without fields", "at least"),
     ("nothing left", GOOD + "  exclude: [{phase: prefill}]\n", 5, "sweep.exclude: nothing is left", "exclude less"),
     (
@@ -259,7 +312,7 @@ def test_every_shipped_config_loads_and_expands(path: Path) -> None:
     assert expand(study, "cuda").jobs
 
 
-def test_quickstart_covers_three_modes_four_sizes_and_two_tiles() -> None:
+def test_quickstart_covers_the_default_modes_four_sizes_and_two_tiles() -> None:
     """What the readers of its results count on."""
     study = load_study(QUICKSTART)
     assert study.axes.mode == DEFAULT_MODES
@@ -271,12 +324,50 @@ def test_defaults_of_a_minimal_study(load: Load) -> None:
     """Name, preset and token counts are enough."""
     study = load(GOOD)
     assert ("tiny", PRESETS["tiny"], 1) == (study.layer.preset, study.layer.shape, study.layer.num_layers)
-    assert tuple(getattr(study.axes, axis) for axis in ("phase", "num_tokens", "context_len", "mode")) == (
-        ("prefill",),
-        (1, 8),
-        (0,),
-        DEFAULT_MODES,
+    assert study.axes == Axes(
+        phase=("prefill",), num_tokens=(1, 8), context_len=(0,), mode=DEFAULT_MODES, boundary=("index_quant",)
     )
+    assert (study.capture, study.budget) == (CaptureSpec(), BudgetSpec())
+    assert study.capture == CaptureSpec(
+        sizes=None, hold="strong", multi_stream="off", max_num_tokens=None, max_batch_size=None, max_seq_len=None
+    )
+
+
+def test_quickstart_explains_every_key() -> None:
+    """Who copies it to begin a study meets all there is, with the values that leaving it out would give."""
+    written = parse(QUICKSTART.read_text(), "quickstart").value
+    resolved = parse(resolved_yaml(load_study(QUICKSTART)), "resolved").value
+    for block in ("layer", "sweep", "batch", "capture", "budget", "measure"):
+        assert written[block].keys() | {"llama_4_scaling"} == resolved[block].keys() | {"llama_4_scaling"}, block
+    assert (CaptureSpec(**written["capture"]), BudgetSpec(**written["budget"])) == (CaptureSpec(), BudgetSpec())
+
+
+@pytest.mark.parametrize(
+    ("written", "sizes"),
+    [
+        ("null", None),
+        ("7", (7,)),
+        ("[3, 1]", (3, 1)),
+        ("{pow2: [1, 8]}", (1, 2, 4, 8)),
+        ("{range: [1, 9, 4]}", (1, 5, 9)),
+    ],
+)
+def test_capture_sizes_are_written_as_an_axis(load: Load, written: str, sizes: tuple[int, ...] | None) -> None:
+    """Or null: those of the sweep."""
+    assert sizes == load(GOOD + f"capture: {{sizes: {written}}}\n").capture.sizes
+
+
+def test_a_ceiling_that_clamps_every_size_leaves_one(load: Load) -> None:
+    """It is reachable, so it is captured."""
+    text = GOOD + "capture: {sizes: [64, 128], max_batch_size: 1, max_seq_len: 33}\n"
+    assert captured_sizes(load(text)) == Buckets((32,), clamped=(64, 128))
+
+
+def test_a_hold_and_budgets_are_settings(load: Load) -> None:
+    """All of them can be given on the command line, too."""
+    study = load(GOOD, settings=["capture.hold=weak", "capture.multi_stream=graphs", "budget={syncs: 0, d2h: 0}"])
+    assert (study.capture.hold, study.capture.multi_stream) == ("weak", "graphs")
+    assert study.budget == BudgetSpec(syncs=0, d2h=0)
 
 
 @pytest.mark.parametrize(
@@ -369,9 +460,11 @@ def test_split_modes_of_plain_mla_are_refused_where_they_are_asked_for(load: Loa
     """The split exists only for DSA; default modes become skips instead."""
     text = inline_shape(**PLAIN)
     assert load(text).axes.mode == DEFAULT_MODES
-    error = complaint(load, text, axes={"mode": "full,split_eager"})
-    assert "split_eager exists only for DSA" in error.message
-    assert error.where == "-a mode=full,split_eager"
+    for mode in ("split_eager", "split_piecewise", "breakable"):
+        error = complaint(load, text, axes={"mode": f"full,{mode}"})
+        assert f"{mode} exists only for DSA" in error.message
+        assert error.where == f"-a mode=full,{mode}"
+    assert "plain MLA: one op" in complaint(load, text, axes={"boundary": "index_quant"}).message
 
 
 def test_options_of_dsa_are_refused_for_plain_mla(load: Load) -> None:
@@ -398,6 +491,7 @@ def test_options_of_dsa_are_refused_for_plain_mla(load: Load) -> None:
         ("capture", "full", "mode", ("full",)),
         ("modes", ",".join(MODES), "mode", MODES),
         ("phase", "decode,mixed", "phase", ("decode", "mixed")),
+        ("boundary", "logits,proj", "boundary", ("logits", "proj")),
     ],
 )
 def test_command_line_axis_replaces_the_files(
@@ -762,8 +856,11 @@ def test_resolved_study_is_a_study_file_of_its_own(load: Load, tmp_path: Path) -
     safetensors(tmp_path / "weights", 2)
     text = GOOD + (
         "  mode: [full, split_eager]\n  exclude: [{mode: full, num_tokens: 8}]\n  include: [{phase: decode}]\n"
+        "  boundary: [proj, logits]\n"
         "weights: {safetensors: weights, layer: 2}\nmlp: dense\nlayer: {short_seq_mha_threshold: 3}\n"
         "tiles: {sparse_attn: [{block_n: 32, num_warps: 4}]}\nbatch: {next_n: 2}\nmeasure: {warmup_s: 1e-3}\n"
+        "capture: {sizes: [8, 1], hold: weak, max_num_tokens: 64, max_batch_size: 2, max_seq_len: 9}\n"
+        "budget: {eager_launches: 40}\n"
     )
     study = load(text)
     assert study == study_from_resolved(resolved_yaml(study))
@@ -777,6 +874,14 @@ def test_stored_study_loads_where_its_checkpoint_is_not(load: Load, tmp_path: Pa
     text = resolved_yaml(study)
     file.unlink()
     assert study == study_from_resolved(text)
+
+
+def test_a_study_stored_before_there_were_boundaries_loads(load: Load) -> None:
+    """What it lacks has its default."""
+    study = load(GOOD)
+    stored = parse(resolved_yaml(study), "stored").value
+    del stored["capture"], stored["budget"], stored["sweep"]["boundary"], stored["measure"]["counts"]
+    assert study == study_from_resolved(dump(stored))
 
 
 @pytest.mark.parametrize("text", ["", "name: x\n", "{", "[]"])
@@ -832,6 +937,7 @@ JSON = st.recursive(
 )
 KEYS = ["name", "preset", "shape", "num_layers", "mlp", "weights", "layer", "sweep", "tiles", "batch", "measure"]
 KEYS += ["sweep.num_tokens", "sweep.mode", "sweep.exclude", "sweep.include", "tiles.sparse_attn", "shape.hf_config"]
+KEYS += ["capture", "budget", "capture.sizes", "capture.hold", "capture.max_seq_len", "budget.syncs", "sweep.boundary"]
 KEYS += ["weights.safetensors", "measure.cache", "layer.llama_4_scaling", "shape.rope", "sweep.phase", "batch.next_n"]
 
 
