@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
+from mlaprof.buckets import Buckets, bucket_of
 from mlaprof.config.axes import Combination, combinations
+from mlaprof.config.sizes import captured_sizes
 from mlaprof.records import Device, Job, Kind, Measurement, Outcome, Point
-from mlaprof.study import PHASES, BatchSpec, Phase, Study, TileChoice
+from mlaprof.study import (
+    BOUNDED_MODES,
+    BUCKETED_MODES,
+    PHASES,
+    PR_BOUNDARY,
+    SPLIT_MODES,
+    BatchSpec,
+    Phase,
+    Study,
+    TileChoice,
+)
 
-PIECEWISE = ("monolithic_piecewise", "split_piecewise")
 # Contexts are scored from gathered keys, generations through the page table.
 _IDLE_KERNELS: dict[Phase, str] = {"prefill": "paged_index_logits", "decode": "index_logits"}
 
@@ -22,6 +33,7 @@ class Plan:
 
     jobs: tuple[Job, ...]
     skips: tuple[Measurement, ...]
+    buckets: Buckets | None = None  # what the engine's rule made of the capture sizes; None: none but the sweep's
 
     @property
     def planned(self) -> tuple[tuple[Kind, str], ...]:
@@ -43,11 +55,13 @@ class Plan:
         """What is left when the (kind, key) pairs in `done` are finished.
 
         Samples of a cell's arms are paired round by round in one process, and a memory job's sizes share one graph
-        pool: a cell of a timing job, and a memory job, is left whole until all of it is done.
+        pool: a cell of a timing job, and a memory job, is left whole until all of it is done. Counts and compile facts
+        are of one Point alone.
         """
         finished = frozenset(done)
         jobs = (_remaining(job, finished) for job in self.jobs)
-        return Plan(
+        return replace(
+            self,
             jobs=tuple(job for job in jobs if job.points),
             skips=tuple(skip for skip in self.skips if (skip.kind, skip.point.key) not in finished),
         )
@@ -56,44 +70,87 @@ class Plan:
 def expand(study: Study, device: Device) -> Plan:
     """All work of a study on a device.
 
-    cuda  one timing job a (phase, context_len) with all sizes, arms of a cell adjacent: modes, each with its tiles
+    cuda  one timing job a (phase, context_len) with all sizes, arms of a cell adjacent: modes and their boundaries,
+          each with its tiles
     cpu   the same with default tiles only, emulated; tile Points go to one compile job, which yields no time
-    Both  one memory job a (phase, context_len, mode) with default tiles, if the study asks for memory
+    Both  with default tiles, if the study asks for it: one memory job a (phase, context_len, mode, boundary), and one
+          counts job a (phase, context_len) with every arm
     Sizes run largest first, as engines capture them.
     """
-    found = combinations(study.axes, study.exclude, study.include)
-    order = {each: place for place, each in enumerate(dict.fromkeys((*study.axes.mode, *(c.mode for c in found))))}
-    groups: dict[tuple[Phase, int], list[Combination]] = {}
-    for combination in found:
-        groups.setdefault((combination.phase, combination.context_len), []).append(combination)
-
+    buckets = captured_sizes(study)
     tiles = {phase: tuple(_tile_choices(study, phase)) for phase in PHASES}
     skips: list[Measurement] = []
     timing: list[Job] = []
     memory: list[Job] = []
+    counts: list[Job] = []
     compiled: list[Point] = []
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    for (phase, _), members in groups.items():
+    now = _now()
+    for (phase, _), members in _groups(study).items():
         arms: list[Point] = []
         defaults: list[Point] = []
-        for combination in sorted(members, key=lambda each: (-each.num_tokens, order[each.mode])):
+        for combination in members:
             points = [_point(study, combination, choices) for choices in ((), *tiles[phase])]
-            if reason := skip_reason(study, combination):
-                skips += (_skip(point, reason, device, now) for point in points)
+            if reason := skip_reason(study, combination, buckets):
+                skips += (_skip(point, "timing", reason, device, now) for point in points)
                 continue
             defaults.append(points[0])
             arms += points if device == "cuda" else points[:1]
             compiled += () if device == "cuda" else points[1:]
-        timing += _jobs(study, device, "timing", [arms])
+        timing += _jobs(study, device, "timing", [arms], buckets)
         if study.measure.memory:
-            by_mode = ([point for point in defaults if point.mode == mode] for mode in order)
-            memory += _jobs(study, device, "memory", by_mode)
-    return Plan(jobs=(*timing, *memory, *_jobs(study, device, "compile", [compiled])), skips=tuple(skips))
+            ways: dict[str, list[Point]] = {}
+            for point in sorted(defaults, key=_place_of_way(study)):
+                ways.setdefault(point.way, []).append(point)
+            memory += _jobs(study, device, "memory", ways.values(), buckets)
+        if study.measure.counts:
+            counts += _jobs(study, device, "counts", [defaults], buckets)
+    compiling = _jobs(study, device, "compile", [compiled], buckets)
+    return Plan(jobs=(*timing, *memory, *counts, *compiling), skips=tuple(skips), buckets=buckets)
 
 
-def skip_reason(study: Study, combination: Combination) -> str | None:
-    """Why a combination cannot run, or None."""
-    phase, num_tokens, context_len, mode = combination
+def inspection(study: Study, device: Device, num_tokens: int | None = None) -> Plan:
+    """What `mlaprof graph` looks at: one size, every mode and boundary of the study, default tiles, no time.
+
+    num_tokens  the size, in the study or not; by default the largest of each (phase, context_len)
+
+    One counts job a (phase, context_len).
+    """
+    buckets = captured_sizes(study)
+    skips: list[Measurement] = []
+    groups: list[list[Point]] = []
+    now = _now()
+    for members in _groups(study).values():
+        size = members[0].num_tokens if num_tokens is None else num_tokens
+        at_size = [each for each in members if each.num_tokens == size]
+        # A size that the study lacks is looked at in every way that the study has for another.
+        chosen = at_size or dict.fromkeys(each._replace(num_tokens=size) for each in members)
+        groups.append([])
+        for combination in chosen:
+            point = _point(study, combination, ())
+            if reason := skip_reason(study, combination, buckets):
+                skips.append(_skip(point, "counts", reason, device, now))
+            else:
+                groups[-1].append(point)
+    return Plan(jobs=tuple(_jobs(study, device, "counts", groups, buckets)), skips=tuple(skips), buckets=buckets)
+
+
+def dispatch_plan(study: Study, device: Device, num_tokens: int | None = None) -> Plan:
+    """One job that times what calling an operator costs the host, at a size where the inspection finds work.
+
+    Its Point is a step that dispatches the layer's operators one by one, without a graph to spare it the calls.
+    """
+    points = [point for job in inspection(study, device, num_tokens).jobs for point in job.points]
+    mode = "split_eager" if study.layer.shape.is_dsa else "monolithic_eager"
+    eager = [point.model_copy(update={"mode": mode, "boundary": PR_BOUNDARY}) for point in points[:1]]
+    return Plan(jobs=tuple(_jobs(study, device, "dispatch", [eager], captured_sizes(study))), skips=())
+
+
+def skip_reason(study: Study, combination: Combination, buckets: Buckets | None = None) -> str | None:
+    """Why a combination cannot run, or None.
+
+    buckets  the study's captured sizes, one of which a step may pad up to; None: each token count is captured as it is
+    """
+    phase, num_tokens, context_len, mode, boundary = combination
     batch, shape = study.batch, study.layer.shape
     if reason := _batch_problem(batch, phase, num_tokens):
         return reason
@@ -102,11 +159,53 @@ def skip_reason(study: Study, combination: Combination) -> str | None:
         return f"a request of {longest} tokens exceeds max_position_embeddings {shape.max_position_embeddings}"
     if 0 < study.layer.options.max_seq_len < longest:
         return f"a request of {longest} tokens exceeds layer.max_seq_len {study.layer.options.max_seq_len}"
-    if mode.startswith("split_") and not shape.is_dsa:
+    if mode in SPLIT_MODES and not shape.is_dsa:
         return "the split exists only for DSA; plain MLA is one op"
-    if mode in PIECEWISE and phase == "decode":
+    if mode in BUCKETED_MODES and phase == "decode":
         return "decode-only batches are not piecewise in the engine; use mode full"
+    if mode in BOUNDED_MODES and boundary == "logits":
+        rows = num_tokens if buckets is None else bucket_of(num_tokens, buckets.sizes) or num_tokens
+        return _logits_problem(phase, rows, context_len, study.layer.options.indexer_max_chunk_size)
     return None
+
+
+def _logits_problem(phase: Phase, rows: int, context_len: int, chunk: int) -> str | None:
+    """Which operator of the indexer a batch forbids to capture, and why, or None.
+
+    Between the quantised keys and the selection, only a batch of fresh prompts in one chunk has the shapes of its
+    token count alone.
+    """
+    if phase == "mixed":
+        return "paged_index_logits forbids boundary logits: generations begin at the batch's num_ctx_tokens"
+    if context_len:
+        return "gather_index_cache forbids boundary logits: its output has the batch's KV length with cached tokens"
+    if rows > chunk:
+        return (
+            f"gather_index_cache forbids boundary logits: its output has a chunk's KV length, and {rows} tokens are "
+            f"more than indexer_max_chunk_size {chunk}"
+        )
+    return None
+
+
+def _groups(study: Study) -> dict[tuple[Phase, int], list[Combination]]:
+    """The combinations of each (phase, context_len), largest size first, ways of one size adjacent."""
+    place = _place_of_way(study)
+    groups: dict[tuple[Phase, int], list[Combination]] = {}
+    for combination in combinations(study.axes, study.exclude, study.include):
+        groups.setdefault((combination.phase, combination.context_len), []).append(combination)
+    return {key: sorted(each, key=lambda one: (-one.num_tokens, place(one))) for key, each in groups.items()}
+
+
+def _place_of_way(study: Study) -> Callable[[Combination | Point], tuple[int, int]]:
+    """A sort key: modes and boundaries as the axes list them, then those that only the include rules name."""
+    rules = study.include
+    modes = list(dict.fromkeys((*study.axes.mode, *(rule.mode for rule in rules if rule.mode))))
+    boundaries = list(dict.fromkeys((*study.axes.boundary, *(rule.boundary for rule in rules if rule.boundary))))
+
+    def place(each: Combination | Point) -> tuple[int, int]:
+        return modes.index(each.mode), boundaries.index(each.boundary) if each.mode in BOUNDED_MODES else 0
+
+    return place
 
 
 def _batch_problem(batch: BatchSpec, phase: Phase, num_tokens: int) -> str | None:
@@ -144,13 +243,20 @@ def _point(study: Study, combination: Combination, tiles: tuple[TileChoice, ...]
     return Point(preset=study.layer.preset, **combination._asdict(), tiles=tiles)
 
 
-def _skip(point: Point, reason: str, device: Device, now: str) -> Measurement:
+def _skip(point: Point, kind: Kind, reason: str, device: Device, now: str) -> Measurement:
     outcome = Outcome(status="skipped", stage="plan", reason=reason)
-    return Measurement(point=point, kind="timing", outcome=outcome, emulated=device == "cpu", recorded_at=now)
+    return Measurement(point=point, kind=kind, outcome=outcome, emulated=device == "cpu", recorded_at=now)
 
 
-def _jobs(study: Study, device: Device, kind: Kind, groups: Iterable[list[Point]]) -> Iterator[Job]:
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _jobs(
+    study: Study, device: Device, kind: Kind, groups: Iterable[Sequence[Point]], buckets: Buckets | None
+) -> Iterator[Job]:
     """A job a group, none for an empty one."""
+    capture = study.capture if buckets is None else study.capture.model_copy(update={"sizes": buckets.sizes})
     for points in groups:
         if points:
             yield Job(
@@ -158,6 +264,7 @@ def _jobs(study: Study, device: Device, kind: Kind, groups: Iterable[list[Point]
                 device=device,
                 layer=study.layer,
                 batch=study.batch,
+                capture=capture,
                 measure=study.measure,
                 points=tuple(points),
             )

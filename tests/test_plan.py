@@ -8,13 +8,16 @@ from typing import Any
 
 import pytest
 
-from mlaprof.plan import Plan, expand
+from mlaprof.buckets import Buckets
+from mlaprof.plan import Plan, dispatch_plan, expand, inspection
 from mlaprof.records import Device, Point
 from mlaprof.shapes import PRESETS
 from mlaprof.study import (
+    BOUNDARIES,
     MODES,
     Axes,
     BatchSpec,
+    CaptureSpec,
     LayerOptions,
     LayerSpec,
     MeasureSpec,
@@ -25,6 +28,7 @@ from mlaprof.study import (
     TileChoice,
 )
 
+TIMING = MeasureSpec(memory=False, counts=False)
 ALTERNATIVES = tuple(TileChoice(kernel="sparse_attn", values={"block_n": block_n}) for block_n in (16, 64))
 
 
@@ -36,7 +40,13 @@ def study(
     **parts: Any,
 ) -> Study:
     layer = parts.pop("layer", LayerSpec(preset="tiny", shape=PRESETS["tiny"]))
-    axes = Axes(phase=phase, num_tokens=num_tokens, context_len=context_len, mode=mode)
+    axes = Axes(
+        phase=phase,
+        num_tokens=num_tokens,
+        context_len=context_len,
+        mode=mode,
+        boundary=parts.pop("boundary", ("index_quant",)),
+    )
     return Study(name="study", layer=layer, axes=axes, **parts)
 
 
@@ -53,7 +63,7 @@ def reasons(plan: Plan) -> dict[str, str]:
 
 
 def test_a_timing_job_holds_all_sizes_largest_first_with_their_arms_adjacent() -> None:
-    """Arms of one cell are measured in one process; memory jobs follow, a mode each."""
+    """Arms of one cell are measured in one process; memory jobs follow, a mode each, then counts of every arm."""
     assert jobs(expand(study(), "cuda")) == [
         (
             "timing",
@@ -66,6 +76,15 @@ def test_a_timing_job_holds_all_sizes_largest_first_with_their_arms_adjacent() -
         ),
         ("memory", ["prefill/t8/ctx0/monolithic_eager", "prefill/t1/ctx0/monolithic_eager"]),
         ("memory", ["prefill/t8/ctx0/full", "prefill/t1/ctx0/full"]),
+        (
+            "counts",
+            [
+                "prefill/t8/ctx0/monolithic_eager",
+                "prefill/t8/ctx0/full",
+                "prefill/t1/ctx0/monolithic_eager",
+                "prefill/t1/ctx0/full",
+            ],
+        ),
     ]
 
 
@@ -86,7 +105,7 @@ def test_tiles_are_arms_of_their_mode_on_a_gpu() -> None:
 def test_tiles_are_compiled_and_never_timed_without_a_gpu() -> None:
     """One compile job at the end has every tile Point; the timing jobs have none."""
     plan = expand(study(tiles={"sparse_attn": ALTERNATIVES}), "cpu")
-    assert [job.kind for job in plan.jobs] == ["timing", "memory", "memory", "compile"]
+    assert [job.kind for job in plan.jobs] == ["timing", "memory", "memory", "counts", "compile"]
     assert all(not point.tiles for job in plan.jobs[:-1] for point in job.points)
     assert [
         f"prefill/t{size}/ctx0/{mode}/sparse_attn=n{block_n}"
@@ -131,14 +150,22 @@ def test_every_phase_and_context_is_a_job_of_its_own() -> None:
     plan = expand(study(phase=("decode", "prefill"), context_len=(64, 0), num_tokens=(2, 4), mode=("full",)), "cuda")
     groups = [{(point.phase, point.context_len) for point in job.points} for job in plan.jobs]
     each = [{("decode", 64)}, {("decode", 0)}, {("prefill", 64)}, {("prefill", 0)}]
-    assert each + each == groups
+    assert each * 3 == groups
     assert all([point.num_tokens for point in job.points] == [4, 2] for job in plan.jobs)
 
 
-def test_memory_jobs_only_where_they_are_asked_for() -> None:
-    """measure.memory false leaves them out."""
-    plan = expand(study(measure=MeasureSpec(memory=False)), "cuda")
-    assert [job.kind for job in plan.jobs] == ["timing"]
+@pytest.mark.parametrize(
+    ("measure", "kinds"),
+    [
+        (MeasureSpec(memory=False), ["timing", "counts"]),
+        (MeasureSpec(counts=False), ["timing", "memory", "memory"]),
+        (TIMING, ["timing"]),
+    ],
+    ids=["no memory", "no counts", "neither"],
+)
+def test_memory_and_counts_jobs_only_where_they_are_asked_for(measure: MeasureSpec, kinds: list[str]) -> None:
+    for device in ("cpu", "cuda"):
+        assert kinds == [job.kind for job in expand(study(measure=measure), device).jobs]
 
 
 def test_jobs_carry_what_a_worker_needs() -> None:
@@ -231,7 +258,7 @@ SKIPS: list[tuple[str, dict[str, Any], dict[str, str]]] = [
         {"phase": ("decode",), "num_tokens": (8,), "mode": MODES},
         {
             f"decode/t8/ctx0/{mode}": "decode-only batches are not piecewise in the engine; use mode full"
-            for mode in ("monolithic_piecewise", "split_piecewise")
+            for mode in ("monolithic_piecewise", "split_piecewise", "breakable")
         },
     ),
     (
@@ -239,7 +266,7 @@ SKIPS: list[tuple[str, dict[str, Any], dict[str, str]]] = [
         {"num_tokens": (8,), "mode": MODES, "layer": LayerSpec(preset="tiny", shape=PLAIN)},
         {
             f"prefill/t8/ctx0/{mode}": "the split exists only for DSA; plain MLA is one op"
-            for mode in ("split_eager", "split_piecewise")
+            for mode in ("split_eager", "split_piecewise", "breakable")
         },
     ),
 ]
@@ -291,12 +318,12 @@ def test_resume_keeps_the_kind_apart_from_the_key() -> None:
     """A Point that was timed may still lack its memory."""
     plan = expand(study(), "cuda")
     left = plan.without({(kind, key) for kind, key in plan.planned if kind == "timing"})
-    assert [job.kind for job in left.jobs] == ["memory", "memory"]
+    assert [job.kind for job in left.jobs] == ["memory", "memory", "counts"]
 
 
 def test_resume_measures_a_cell_with_all_its_arms() -> None:
     """Samples of arms are paired round by round: half a cell is measured again, a finished one is not."""
-    plan = expand(study(measure=MeasureSpec(memory=False)), "cuda")
+    plan = expand(study(measure=TIMING), "cuda")
     left = plan.without(
         {
             ("timing", "tiny/prefill/t8/ctx0/monolithic_eager"),
@@ -309,9 +336,18 @@ def test_resume_measures_a_cell_with_all_its_arms() -> None:
 
 def test_resume_measures_memory_of_a_mode_with_all_its_sizes() -> None:
     """Smaller graphs reuse the pool of larger ones: alone they would weigh something else."""
-    plan = expand(study(mode=("full",)), "cuda")
+    plan = expand(study(mode=("full",), measure=MeasureSpec(counts=False)), "cuda")
     done = {("memory", "tiny/prefill/t8/ctx0/full")}
     assert plan.jobs == plan.without(done).jobs
+
+
+def test_resume_counts_only_what_is_missing() -> None:
+    """A step is counted by itself, whatever its cell's other arms do."""
+    plan = expand(study(measure=MeasureSpec(memory=False)), "cuda")
+    done = {(kind, key) for kind, key in plan.planned if kind == "timing" or key.endswith("/full")}
+    left = plan.without(done)
+    assert jobs(left) == [("counts", ["prefill/t8/ctx0/monolithic_eager", "prefill/t1/ctx0/monolithic_eager"])]
+    assert left.buckets == plan.buckets
 
 
 def test_resume_compiles_only_what_is_missing() -> None:
@@ -321,8 +357,181 @@ def test_resume_compiles_only_what_is_missing() -> None:
     assert keys(left.jobs[-1].points) == ["prefill/t8/ctx0/full/sparse_attn=n64"]
 
 
-def test_ten_thousand_points_share_one_job() -> None:
+def test_twelve_thousand_points_share_one_job() -> None:
     """A large sweep is one process a (phase, context_len), and every key is its own."""
-    plan = expand(study(num_tokens=tuple(range(1, 2001)), mode=MODES, measure=MeasureSpec(memory=False)), "cuda")
-    assert (len(plan.jobs), len(plan)) == (1, 10_000)
-    assert len({point.key for point in plan.jobs[0].points}) == 10_000
+    plan = expand(study(num_tokens=tuple(range(1, 2001)), mode=MODES, measure=TIMING), "cuda")
+    assert (len(plan.jobs), len(plan)) == (1, 12_000)
+    assert len({point.key for point in plan.jobs[0].points}) == 12_000
+
+
+# Boundaries
+
+
+def test_each_boundary_of_a_mode_is_an_arm_of_its_own() -> None:
+    """Beside the modes that have none, once a cell; a memory job a way, and all of them in one counts job."""
+    asked = study(num_tokens=(8,), mode=("monolithic_eager", "breakable", "full"), boundary=("proj", "index_quant"))
+    ways = ["monolithic_eager", "breakable@proj", "breakable", "full"]
+    arms = [f"prefill/t8/ctx0/{way}" for way in ways]
+
+    for device in ("cpu", "cuda"):
+        plan = expand(asked, device)
+        assert jobs(plan) == [("timing", arms), *(("memory", [arm]) for arm in arms), ("counts", arms)]
+
+
+def test_modes_without_a_boundary_appear_once_whatever_the_axis_says() -> None:
+    """Also where the axis lacks the boundary that their Points carry."""
+    plan = expand(study(num_tokens=(8,), mode=MODES, boundary=("logits", "cache_update"), measure=TIMING), "cuda")
+
+    assert [point.way for point in plan.points] == [
+        *("monolithic_eager", "monolithic_piecewise", "split_eager"),
+        *("split_piecewise@logits", "split_piecewise@cache_update", "breakable@logits", "breakable@cache_update"),
+        "full",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rules", "ways"),
+    [
+        ({"exclude": (Selector(boundary="index_quant"),)}, ["full", "breakable@proj"]),
+        ({"exclude": (Selector(boundary="proj", mode="breakable"),)}, ["full", "breakable"]),
+        ({"exclude": (Selector(mode="full"),)}, ["breakable", "breakable@proj"]),
+        ({"include": (Selector(boundary="logits"),)}, ["full", "breakable", "breakable@proj", "breakable@logits"]),
+        (
+            {"include": (Selector(mode="split_piecewise", boundary="cache_update"),)},
+            ["full", "breakable", "breakable@proj", "split_piecewise@cache_update"],
+        ),
+    ],
+    ids=["every mode with one", "one mode", "a mode without", "added to those with one", "added with its mode"],
+)
+def test_a_rule_that_names_a_boundary_is_about_modes_that_have_one(rules: dict[str, Any], ways: list[str]) -> None:
+    """Dropping the PR's boundary leaves the baseline where it is."""
+    asked = study(num_tokens=(8,), mode=("full", "breakable"), boundary=("index_quant", "proj"), **rules)
+    assert ways == [point.way for point in expand(asked, "cuda").points]
+
+
+CHUNKED = LayerSpec(preset="tiny", shape=PRESETS["tiny"], options=LayerOptions(indexer_max_chunk_size=64))
+
+
+@pytest.mark.parametrize(
+    ("parts", "skipped", "reason"),
+    [
+        (
+            {"context_len": (0, 5)},
+            "prefill/t8/ctx5",
+            "gather_index_cache forbids boundary logits: its output has the b",
+        ),
+        ({"phase": ("prefill", "mixed")}, "mixed/t8/ctx0", "paged_index_logits forbids boundary logits: generations"),
+        (
+            {"num_tokens": (64, 65), "layer": CHUNKED},
+            "prefill/t65/ctx0",
+            "gather_index_cache forbids boundary logits: its output has a chunk's KV length, and 65 tokens are more "
+            "than indexer_max_chunk_size 64",
+        ),
+        (
+            {"num_tokens": (40, 41), "layer": CHUNKED, "capture": CaptureSpec(sizes=(40, 100))},
+            "prefill/t41/ctx0",
+            "gather_index_cache forbids boundary logits: its output has a chunk's KV length, and 100 tokens are more",
+        ),
+        (
+            {"num_tokens": (64, 101), "layer": CHUNKED, "capture": CaptureSpec(sizes=(64, 100))},
+            "prefill/t101/ctx0",
+            "gather_index_cache forbids boundary logits: its output has a chunk's KV length, and 101 tokens are more",
+        ),
+    ],
+    ids=["cached tokens", "mixed", "chunks", "padded into chunks", "chunks above the largest size"],
+)
+def test_boundary_logits_is_skipped_with_the_op_that_forbids_it(
+    parts: dict[str, Any], skipped: str, reason: str
+) -> None:
+    """And the other boundaries of the same batch, and its neighbour, run."""
+    asked = study(**{"num_tokens": (8,)} | parts, mode=("split_piecewise", "breakable", "full"), boundary=BOUNDARIES)
+    plan = expand(asked, "cuda")
+
+    found = reasons(plan)
+    assert list(found) == [f"{skipped}/split_piecewise@logits", f"{skipped}/breakable@logits"]
+    assert all(text.startswith(reason) for text in found.values())
+    run = {key for job in plan.jobs for key in keys(job.points)}
+    assert {f"{skipped}/{way}" for way in ("full", "breakable", "breakable@proj", "breakable@cache_update")} <= run
+    assert any(key.endswith("breakable@logits") for key in run)
+
+
+# Capture sizes
+
+
+def sizes(plan: Plan) -> set[tuple[int, ...] | None]:
+    return {job.capture.sizes for job in plan.jobs}
+
+
+def test_jobs_carry_the_study_s_capture_settings() -> None:
+    """Without sizes and limits each token count of the job is captured, as it is."""
+    capture = CaptureSpec(hold="weak", multi_stream="always")
+    plan = expand(study(capture=capture), "cuda")
+    assert {job.capture for job in plan.jobs} == {capture}
+    assert plan.buckets is None
+
+
+def test_jobs_carry_the_sizes_that_the_engine_would_capture() -> None:
+    """Clamped to the reachable ceiling, without what exceeds max_num_tokens; the plan says what became of each."""
+    capture = CaptureSpec(sizes=(512, 64, 128, 256), max_num_tokens=256, max_batch_size=1, max_seq_len=128)
+    plan = expand(study(capture=capture), "cpu")
+
+    assert sizes(plan) == {(64, 127)}
+    assert plan.buckets == Buckets((64, 127), clamped=(128, 256), dropped=(512,))
+    assert plan.without({plan.planned[0]}).buckets == plan.buckets
+
+
+def test_limits_without_sizes_are_those_of_the_sweep() -> None:
+    """Of the steps that an engine pads: no mode without buckets, no decode-only batch."""
+    capture = CaptureSpec(max_num_tokens=8)
+    rules = (Selector(num_tokens=3, mode="breakable"), Selector(num_tokens=4, mode="full"))
+    asked = study(phase=("prefill",), num_tokens=(2, 8, 16), mode=("full", "breakable"), include=rules, capture=capture)
+    assert expand(asked, "cuda").buckets == Buckets((2, 3, 8), dropped=(16,))
+    decode = asked.model_copy(update={"axes": asked.axes.model_copy(update={"phase": ("decode",)})})
+    assert expand(decode, "cuda").buckets == Buckets(())
+
+
+# What `mlaprof graph` looks at
+
+
+def test_an_inspection_counts_one_size_in_every_way() -> None:
+    """The largest of each phase and context length, default tiles, no time; whatever measure asks for."""
+    asked = study(
+        num_tokens=(1, 8),
+        context_len=(0, 7),
+        mode=("monolithic_eager", "breakable", "full"),
+        boundary=("index_quant", "logits"),
+        exclude=(Selector(context_len=7, num_tokens=8),),
+        tiles={"sparse_attn": ALTERNATIVES},
+        measure=TIMING,
+    )
+    plan = inspection(asked, "cpu")
+
+    assert jobs(plan) == [
+        ("counts", [f"prefill/t8/ctx0/{way}" for way in ("monolithic_eager", "breakable", "breakable@logits", "full")]),
+        ("counts", [f"prefill/t1/ctx7/{way}" for way in ("monolithic_eager", "breakable", "full")]),
+    ]
+    assert list(reasons(plan)) == ["prefill/t1/ctx7/breakable@logits"]
+    assert {skip.kind for skip in plan.skips} == {"counts"}
+    assert {("counts", point.key) for point in plan.points} == set(plan.planned)
+
+
+def test_an_inspection_takes_a_size_of_its_own() -> None:
+    """In the study or not; a mode that the study excludes at a size is not looked at there."""
+    asked = study(num_tokens=(1, 8), exclude=(Selector(mode="full", num_tokens=8),))
+    assert jobs(inspection(asked, "cuda", 8)) == [("counts", ["prefill/t8/ctx0/monolithic_eager"])]
+    assert jobs(inspection(asked, "cuda", 5)) == [
+        ("counts", ["prefill/t5/ctx0/monolithic_eager", "prefill/t5/ctx0/full"])
+    ]
+    assert list(reasons(inspection(asked, "cuda", 5000))) == [
+        f"prefill/t5000/ctx0/{mode}" for mode in ("monolithic_eager", "full")
+    ]
+
+
+def test_the_dispatch_tax_is_one_eager_step_with_the_layer_s_operators() -> None:
+    """Op 1 and Op 2 where the layer has them; nothing where nothing can run."""
+    asked = study(phase=("decode", "prefill"), mode=("full", "breakable"), boundary=("proj",))
+    assert jobs(dispatch_plan(asked, "cpu")) == [("dispatch", ["decode/t8/ctx0/split_eager"])]
+    assert jobs(dispatch_plan(asked, "cpu", 3)) == [("dispatch", ["decode/t3/ctx0/split_eager"])]
+    plain = study(layer=LayerSpec(preset="tiny", shape=PLAIN))
+    assert jobs(dispatch_plan(plain, "cpu")) == [("dispatch", ["prefill/t8/ctx0/monolithic_eager"])]
+    assert len(dispatch_plan(study(), "cpu", 5000)) == 0

@@ -19,7 +19,7 @@ Printed = Callable[..., Any]
 def plan(folder: Path, sweep: str, *more: str, device: str = "cpu") -> Plan:
     path = folder / "study.yaml"
     path.write_text("\n".join(["name: study", "preset: tiny", f"sweep: {{{sweep}}}", *more]) + "\n")
-    return expand(load_study(path, settings=["measure.memory=false"]), device)  # type: ignore[arg-type]
+    return expand(load_study(path, settings=["measure.memory=false", "measure.counts=false"]), device)  # type: ignore[arg-type]
 
 
 def lines_of(shown: Plan, printed: Printed, width: int = 200) -> list[str]:
