@@ -2,7 +2,11 @@
 
 Schema history (`PRAGMA user_version`; `PRAGMA application_id` says that the file is ours)
     1   manifest(record), measurement(kind, key, record); a record is the JSON of records.py
-A new field with a default needs no step; anything else that makes an old record unreadable does.
+    2   a Point has a boundary, a Measurement counts, gate and dispatch; GraphFacts.capture_s is of the captures alone,
+        and prepare_s, absent before, of what capture_s was
+Old files are read as they are: a new field has a default that says what the old mlaprof did. A field that is new,
+renamed or of another meaning raises the version, because an older mlaprof refuses or misreads it. A run goes on only
+under the schema that it began with.
 
 While a sweep writes, the file is in WAL mode with synchronous=FULL: a killed sweep loses no finished
 Measurement, and others can read. A finished run is in rollback mode again: one file, readable anywhere.
@@ -27,7 +31,7 @@ from urllib.parse import quote
 from mlaprof.errors import RunFileError
 from mlaprof.records import Kind, Manifest, Measurement, Run, decode, encode
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 SUFFIX = ".mlaprof"
 APPLICATION_ID = 0x4D4C4150  # "MLAP"
 
@@ -139,8 +143,11 @@ def create(path: Path, manifest: Manifest) -> RunWriter:
 
 
 def open_for_resume(path: Path) -> RunWriter:
-    """Go on with an existing run. Raises RunFileError when path is not a run file or cannot be written."""
-    read_manifest(path)
+    """Go on with an existing run.
+
+    Raises RunFileError when path is not a run file, is of an older schema or cannot be written.
+    """
+    resumable_manifest(path)
     return RunWriter(path)
 
 
@@ -155,6 +162,21 @@ def read_manifest(path: Path) -> Manifest:
     """The head of a run. Raises RunFileError on anything but a run file."""
     with _reading(path) as connection:
         return _manifest(connection)
+
+
+def resumable_manifest(path: Path) -> Manifest:
+    """The head of a run that this mlaprof may go on with.
+
+    Raises RunFileError as read_manifest does, and when the run began under an older schema.
+    """
+    manifest = read_manifest(path)
+    if manifest.schema_version != SCHEMA_VERSION:
+        raise RunFileError(
+            f"begun by an older mlaprof (schema {manifest.schema_version}, this one writes {SCHEMA_VERSION})",
+            where=str(path),
+            hint="`mlaprof show` reads it as it is; to measure more, start a new run",
+        )
+    return manifest
 
 
 def done(path: Path) -> set[tuple[Kind, str]]:

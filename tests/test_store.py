@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -150,7 +151,7 @@ def test_a_manifest_of_another_schema_is_a_programmers_error(tmp_path):
     """The version in the manifest is the version of the file."""
     manifest = make_manifest().model_copy(update={"schema_version": 99})
 
-    with pytest.raises(ValueError, match="expected 1, got 99"):
+    with pytest.raises(ValueError, match="expected 2, got 99"):
         store.create(tmp_path / "run.mlaprof", manifest)
     assert list(tmp_path.iterdir()) == []
 
@@ -291,7 +292,7 @@ def foreign_database(path: Path) -> None:
 def newer_run(path: Path) -> None:
     write_run(path, 1)
     with sqlite3.connect(path) as connection:
-        connection.execute("PRAGMA user_version = 2")
+        connection.execute(f"PRAGMA user_version = {store.SCHEMA_VERSION + 1}")
     connection.close()
 
 
@@ -397,6 +398,66 @@ def test_a_run_with_changed_bytes_never_ends_in_a_traceback(tmp_path, changes):
         store.load(path)
     except RunFileError as error:
         assert "\n" not in str(error)
+
+
+# What schema 1 wrote: a Point without a boundary, a manifest that says 1.
+FIRST_SCHEMA_ROW = {
+    "point": {"preset": "tiny", "phase": "prefill", "num_tokens": 8, "context_len": 0, "mode": "full", "tiles": []},
+    "kind": "memory",
+    "outcome": {"status": "ok", "stage": "measure", "reason": ""},
+    "emulated": False,
+    "recorded_at": "2026-11-23T10:15:01+00:00",
+    "timing": None,
+    "memory": {"weights_bytes": 3, "caches_bytes": 2, "buffers_bytes": 1, "graph_pool_bytes": 0},
+    "graph": {
+        "captured_segments": 1,
+        "eager_segments": 0,
+        "graph_launches": 1,
+        "graph_nodes": 7,
+        "capture_s": 0.5,
+        "padded_tokens": 8,
+    },
+    "resources": [],
+    "checks": [],
+}
+
+
+def first_schema_run(path: Path) -> Path:
+    write_run(path)
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE manifest SET record = json_set(record, '$.schema_version', 1)")
+        row = ("memory", "tiny/prefill/t8/ctx0/full", json.dumps(FIRST_SCHEMA_ROW))
+        connection.execute("INSERT INTO measurement (kind, key, record) VALUES (?, ?, ?)", row)
+        connection.execute("PRAGMA user_version = 1")
+    connection.close()
+    return path
+
+
+def test_a_run_of_the_first_schema_is_read_as_it_is(tmp_path):
+    """What it lacks has the value of what was done then, and its time of capture is not taken for the new one."""
+    path = first_schema_run(tmp_path / "run.mlaprof")
+    before = contents(tmp_path)
+
+    (found,) = store.load(path).measurements
+    assert found.point == Point(preset="tiny", phase="prefill", num_tokens=8, context_len=0, mode="full")
+    assert (found.point.boundary, found.point.key) == ("index_quant", "tiny/prefill/t8/ctx0/full")
+    assert found.graph is not None
+    assert (found.graph.capture_s, found.graph.prepare_s, found.graph.state) == (0.5, None, None)
+    assert (found.counts, found.gate, found.dispatch) == (None, None, None)
+    assert store.done(path) == {("memory", found.point.key)}
+    assert [entry.recorded for entry in store.list_runs(tmp_path)] == [1]
+    assert before == contents(tmp_path)
+
+
+@pytest.mark.parametrize("open_", [store.open_for_resume, store.resumable_manifest])
+def test_a_run_of_the_first_schema_is_not_gone_on_with(tmp_path, open_):
+    """Its mlaprof could not read what this one appends."""
+    path = first_schema_run(tmp_path / "run.mlaprof")
+    before = contents(tmp_path)
+
+    with pytest.raises(RunFileError, match=r"schema 1, this one writes 2.*mlaprof show.*new run"):
+        open_(path)
+    assert before == contents(tmp_path)
 
 
 def test_list_runs_is_newest_first_and_passes_over_the_rest(tmp_path):
