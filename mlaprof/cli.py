@@ -1,13 +1,14 @@
 """The door: parse, call, print, and the one exit policy.
 
-0 ok, 1 regression, 2 usage or config error, 3 ambiguous, 4 environment mismatch, 5 some cells failed, 130 interrupted.
+0 ok, 1 regression or broken budget, 2 usage or config error, 3 ambiguous, 4 environment mismatch,
+5 some cells failed or sizes were not captured, 130 interrupted.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
-from datetime import UTC, datetime
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -19,21 +20,24 @@ from mlaprof import __version__, store
 from mlaprof.analysis.cells import Summary
 from mlaprof.analysis.compare import compare as compare_runs
 from mlaprof.analysis.summary import summarize
-from mlaprof.config.load import load_study, resolved_yaml, study_from_resolved
-from mlaprof.errors import ConfigError, MachineError, MlaprofError
+from mlaprof.config.load import load_study
+from mlaprof.errors import ConfigError, MlaprofError
 from mlaprof.machine import checks, environment
-from mlaprof.plan import Plan, expand
-from mlaprof.records import Device, Manifest, Run
+from mlaprof.opening import DeviceChoice, device_of, new_run, resumed_run
+from mlaprof.plan import Plan, dispatch_plan, inspection
+from mlaprof.records import Measurement, Run
 from mlaprof.report import export, listing
+from mlaprof.report.buckets import print_buckets
 from mlaprof.report.comparison import print_comparison
 from mlaprof.report.console import print_summary
 from mlaprof.report.figures.write import write_figures
 from mlaprof.report.lines import print_error, print_line
+from mlaprof.report.partition import partitions_json, print_partitions
 from mlaprof.report.progress import progress
 from mlaprof.study import Study
 from mlaprof.sweep import sweep as run_sweep
 
-SOME_FAILED, INTERRUPTED = 5, 130  # errors.py and Comparison.worst hold the others
+OVER_BUDGET, SOME_FAILED, INTERRUPTED = 1, 5, 130  # errors.py and Comparison.worst hold the others
 READER_LEFT = 141  # what a shell reports for a program whose output nobody reads any more
 
 
@@ -47,8 +51,8 @@ class Screen(Console):
 
 app = typer.Typer(
     help="Profile the split MLA-DSA attention layer across CUDA-graph capture modes.\n\n"
-    "Exit codes: 0 ok, 1 regression, 2 usage or config error, 3 ambiguous, 4 environment mismatch, "
-    "5 some cells failed, 130 interrupted.",
+    "Exit codes: 0 ok, 1 regression or broken budget, 2 usage or config error, 3 ambiguous, 4 environment mismatch, "
+    "5 some cells failed or sizes were not captured, 130 interrupted.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -57,13 +61,15 @@ out, err = Screen(), Screen(stderr=True)
 
 ResultsDir = Annotated[Path, typer.Option("--results", help="Folder that runs land in.")]
 RunArgument = Annotated[str, typer.Argument(help="A run file, a run id or the beginning of one, or `latest`.")]
+AxisOption = Annotated[list[str] | None, typer.Option("-a", "--axis", help="Replace an axis: num_tokens=1,8,64.")]
+SettingOption = Annotated[list[str] | None, typer.Option("--set", help="Change a key: measure.min_samples=100.")]
+DeviceOption = Annotated[DeviceChoice, typer.Option(help="auto takes the GPU where there is one.")]
 RESULTS = Path("results")
 
 
-class DeviceChoice(StrEnum):
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
+class TableOrJson(StrEnum):
+    table = "table"
+    json = "json"
 
 
 class Format(StrEnum):
@@ -76,6 +82,7 @@ class Format(StrEnum):
 class Listing(StrEnum):
     presets = "presets"
     modes = "modes"
+    boundaries = "boundaries"
     kernels = "kernels"
     runs = "runs"
 
@@ -98,9 +105,9 @@ def mlaprof(
 @app.command()
 def sweep(
     config: Annotated[Path | None, typer.Argument(help="The study, a YAML file; not needed with --resume.")] = None,
-    axis: Annotated[list[str] | None, typer.Option("-a", "--axis", help="Replace an axis: num_tokens=1,8,64.")] = None,
-    setting: Annotated[list[str] | None, typer.Option("--set", help="Change a key: measure.min_samples=100.")] = None,
-    device: Annotated[DeviceChoice, typer.Option(help="auto takes the GPU where there is one.")] = DeviceChoice.auto,
+    axis: AxisOption = None,
+    setting: SettingOption = None,
+    device: DeviceOption = DeviceChoice.auto,
     out_file: Annotated[
         Path | None, typer.Option("--out", help="Run file; by default results/<run id>.mlaprof.")
     ] = None,
@@ -112,27 +119,53 @@ def sweep(
 ) -> None:
     """Measure every cell of CONFIG, store the run, print its table and draw its plots."""
     if resume is None:
-        plan, path, manifest = _new_run(_study(config, axis, setting), _device(device), out_file, results)
+        opening = new_run(_study(config, axis, setting), device, out_file, results, command=("mlaprof", *sys.argv[1:]))
     else:
-        if out_file is not None:
-            raise ConfigError("a resumed run stays in its file", where="--out", hint="leave out --out")
-        path = store.resolve(resume, results)
-        manifest = store.read_manifest(path)
-        _same_study(manifest, config, axis, setting)
-        _same_machine(manifest, device)
-        plan = expand(study_from_resolved(manifest.study_yaml), manifest.device).without(store.done(path))
+        study = _study_beside_a_run(config, axis, setting, out_file)
+        opening = resumed_run(resume, results, device, study=study, config=config)
+    plan, manifest = opening.plan, opening.manifest
     if dry_run:
         listing.print_plan(plan, out)
+    if plan.buckets is not None:
+        print_buckets(plan.buckets, out if dry_run else err)
+    if dry_run:
         return
-    writer = store.open_for_resume(path) if resume else store.create(path, manifest)
+    writer = opening.writer()
     listing.print_warnings(checks.warnings(manifest.environment, manifest.device), err)
     _measure(plan, writer)
-    run = store.load(path)
+    run = store.load(opening.path)
     summary = summarize(run)
     print_summary(summary, out)
-    _draw(run, summary, path, None)
-    if any(found.outcome.status in ("failed", "incorrect") for found in run.measurements):
-        raise typer.Exit(SOME_FAILED)
+    _draw(run, summary, opening.path, None)
+    raise typer.Exit(_verdict(run.measurements, summary))
+
+
+@app.command()
+def graph(
+    config: Annotated[Path | None, typer.Argument(help="The study, a YAML file.")] = None,
+    axis: AxisOption = None,
+    setting: SettingOption = None,
+    device: DeviceOption = DeviceChoice.auto,
+    tokens: Annotated[int | None, typer.Option(min=1, help="The size to look at; by default the largest.")] = None,
+    dispatch_tax: Annotated[
+        bool, typer.Option("--dispatch-tax", help="Time what calling an operator costs the host, too.")
+    ] = False,
+    format: Annotated[TableOrJson, typer.Option(help="table for a terminal; json goes to stdout.")] = TableOrJson.table,
+) -> None:
+    """Print how each mode cuts CONFIG's step: its segments, what is captured, what is launched. Stores nothing."""
+    study, chosen = _study(config, axis, setting), device_of(device)
+    plan = inspection(study, chosen, tokens)
+    if dispatch_tax:
+        plan = replace(plan, jobs=(*plan.jobs, *dispatch_plan(study, chosen, tokens).jobs))
+    found: list[Measurement] = []
+    with progress(len(plan), err) as tell:
+        for event in run_sweep(plan, keep=found.append):
+            tell(event)
+    if format is TableOrJson.json:
+        out.out(partitions_json(found).rstrip("\n"), highlight=False)
+    else:
+        print_partitions(found, out)
+    raise typer.Exit(_verdict(found))
 
 
 @app.command()
@@ -180,12 +213,14 @@ def plot(
 
 @app.command("list")
 def list_(what: Annotated[Listing, typer.Argument(help="What to list.")], results: ResultsDir = RESULTS) -> None:
-    """List presets, capture modes, kernels with their tiles, or the runs there are."""
+    """List presets, capture modes, their boundaries, kernels with their tiles, or the runs there are."""
     match what:
         case Listing.presets:
             listing.print_presets(out)
         case Listing.modes:
             listing.print_modes(out)
+        case Listing.boundaries:
+            listing.print_boundaries(out)
         case Listing.kernels:
             listing.print_kernels(out)
         case Listing.runs:
@@ -196,12 +231,12 @@ def list_(what: Annotated[Listing, typer.Argument(help="What to list.")], result
 def doctor() -> None:
     """Print what this machine is and what on it speaks against a number. Changes nothing."""
     found = environment.snapshot()
-    listing.print_environment(found, checks.warnings(found, _device(DeviceChoice.auto)), out)
+    listing.print_environment(found, checks.warnings(found, device_of(DeviceChoice.auto)), out)
 
 
 def _study(config: Path | None, axis: Iterable[str] | None, setting: list[str] | None) -> Study:
     if config is None:
-        raise ConfigError("no study given", where="CONFIG", hint="e.g. mlaprof sweep configs/quickstart.yaml")
+        raise ConfigError("no study given", where="CONFIG", hint="name a YAML file, e.g. configs/quickstart.yaml")
     return load_study(config, axes=_axes(axis), settings=setting or ())
 
 
@@ -217,59 +252,24 @@ def _axes(given: Iterable[str] | None) -> dict[str, str]:
     return axes
 
 
-def _same_study(manifest: Manifest, config: Path | None, axis: Iterable[str] | None, setting: list[str] | None) -> None:
-    """A run goes on as it began: a study given beside --resume must be the stored one."""
+def _study_beside_a_run(
+    config: Path | None, axis: Iterable[str] | None, setting: list[str] | None, out_file: Path | None
+) -> Study | None:
+    """The study given beside --resume, None without; what would change the run is refused."""
+    if out_file is not None:
+        raise ConfigError("a resumed run stays in its file", where="--out", hint="leave out --out")
     if config is None and (axis or setting):
         raise ConfigError("a resumed run keeps its axes and settings", where="--resume", hint="leave out -a and --set")
-    if config is not None and resolved_yaml(_study(config, axis, setting)) != manifest.study_yaml:
-        raise ConfigError(
-            f"not the study of run {manifest.run_id}", where=str(config), hint="leave CONFIG out, or start a new run"
-        )
+    return None if config is None else _study(config, axis, setting)
 
 
-def _same_machine(manifest: Manifest, choice: DeviceChoice) -> None:
-    """A run holds times of one processor only."""
-    if choice is not DeviceChoice.auto and choice != manifest.device:
-        raise MachineError(
-            f"run {manifest.run_id} is of device {manifest.device}",
-            where=f"--device {choice}",
-            hint="leave out --device, or start a new run",
-        )
-    here = environment.snapshot().processor(manifest.device)
-    if here != (began := manifest.environment.processor(manifest.device)):
-        raise MachineError(
-            f"run {manifest.run_id} began on {began}, this is {here}",
-            where="--resume",
-            hint="resume it there, or start a new run",
-        )
-    if manifest.device == "cuda":
-        _device(DeviceChoice.cuda)
-
-
-def _device(choice: DeviceChoice) -> Device:
-    present = environment.cuda_present()
-    if choice is DeviceChoice.cuda and not present:
-        raise MachineError(
-            "no CUDA GPU that torch can use", where="--device cuda", hint="see `mlaprof doctor`, or use --device cpu"
-        )
-    return "cuda" if choice is not DeviceChoice.cpu and present else "cpu"
-
-
-def _new_run(study: Study, device: Device, out_file: Path | None, results: Path) -> tuple[Plan, Path, Manifest]:
-    now = datetime.now(UTC)
-    plan = expand(study, device)
-    manifest = Manifest(
-        schema_version=store.SCHEMA_VERSION,
-        run_id=store.new_run_id(study.name, now),
-        created_at=now.isoformat(timespec="seconds"),
-        mlaprof_version=__version__,
-        command=("mlaprof", *sys.argv[1:]),
-        device=device,
-        study_yaml=resolved_yaml(study),
-        environment=environment.snapshot(),
-        planned=tuple(f"{kind} {key}" for kind, key in plan.planned),
-    )
-    return plan, out_file or store.default_path(results, manifest.run_id), manifest
+def _verdict(measurements: Iterable[Measurement], summary: Summary | None = None) -> int:
+    """The exit code of what was measured; a failure says more than a budget."""
+    if any(found.outcome.status in ("failed", "incorrect") for found in measurements):
+        return SOME_FAILED
+    if summary is not None and any(cell.not_captured for cell in summary.cells):
+        return SOME_FAILED
+    return OVER_BUDGET if summary is not None and summary.over_budget else 0
 
 
 def _measure(plan: Plan, writer: store.RunWriter) -> None:

@@ -75,7 +75,8 @@ def sleep_with_a_grandchild() -> None:
 
 def key(point: dict) -> str:
     """The key of a Point with default tiles."""
-    return "{preset}/{phase}/t{num_tokens}/ctx{context_len}/{mode}".format_map(point)
+    boundary = "" if point["boundary"] == "index_quant" else f"@{point['boundary']}"
+    return "{preset}/{phase}/t{num_tokens}/ctx{context_len}/{mode}".format_map(point) + boundary
 
 
 def measurement(job: dict, point: dict) -> dict:

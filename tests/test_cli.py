@@ -11,7 +11,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,19 @@ import pytest
 
 from mlaprof import __version__, cli, store
 from mlaprof.machine.child import Child
-from mlaprof.records import Job, Run
+from mlaprof.plan import Plan
+from mlaprof.records import (
+    DispatchTax,
+    Job,
+    Ledger,
+    Measurement,
+    MemoryUse,
+    NodeCounts,
+    Outcome,
+    Run,
+    SizeFacts,
+    StepCounts,
+)
 from mlaprof.sweep import spawn_worker, sweep
 
 FAKE_WORKER = Path(__file__).with_name("fake_worker.py")
@@ -32,7 +44,7 @@ preset: tiny
 sweep:
   num_tokens: [5, 3]
   mode: [monolithic_eager, split_eager]
-measure: {cache: warm, min_samples: 30, min_time_s: 0, warmup_s: 0, memory: false}
+measure: {cache: warm, min_samples: 30, min_time_s: 0, warmup_s: 0, memory: false, counts: false}
 """
 # Two modes in place of the title's three, because each captured one traces for seconds; the others have tests/worker.
 WHOLE = """\
@@ -128,7 +140,8 @@ def fake_runs() -> ModuleType:
 
 
 def stored(run: Run, path: Path) -> Path:
-    with store.create(path, run.manifest) as writer:
+    manifest = run.manifest.model_copy(update={"schema_version": store.SCHEMA_VERSION})
+    with store.create(path, manifest) as writer:
         for measurement in run.measurements:
             writer.append(measurement)
     return path
@@ -180,7 +193,7 @@ def test_a_sweep_measures_stores_prints_and_draws(whole_run: tuple[Path, Answer]
     assert answer.code == 0
     assert "EMULATED tiny prefill, context 0" in answer.out
     assert "split_piecewise" in answer.out and "sm_90" in answer.out
-    assert "[1/6] ✓ ok timing tiny/prefill/t3/ctx0/monolithic_eager" in answer.err
+    assert "[1/8] ✓ ok timing tiny/prefill/t3/ctx0/monolithic_eager" in answer.err
     run = store.load(path)
     assert {f"{m.kind} {m.point.key}" for m in run.measurements} == set(run.manifest.planned)
     assert {m.outcome.status for m in run.measurements} == {"ok", "compiled"}
@@ -197,7 +210,7 @@ def test_a_sweep_tells_repeated_compile_facts_once(whole_run: tuple[Path, Answer
     _, answer = whole_run
 
     assert answer.err.count("registers") == 1
-    assert "[6/6] 1 more cell compiled with the same tiles and facts" in answer.err
+    assert "[8/8] 1 more cell compiled with the same tiles and facts" in answer.err
 
 
 def test_the_default_run_file_lies_under_results(mlaprof: Mlaprof, fake_worker, tmp_path: Path) -> None:
@@ -261,7 +274,166 @@ def test_some_failed_cells_are_exit_code_5(mlaprof: Mlaprof, fake_worker, tmp_pa
     assert statuses["tiny/prefill/t3/ctx0/monolithic_eager"] == "failed"
 
 
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Let sweeps record Measurements with planted parts, without a worker."""
+
+    def use(**parts: object) -> None:
+        def pretend(plan: Plan, *, keep: Callable[[Measurement], None]) -> Iterator[Measurement]:
+            for job in plan.jobs:
+                for point in job.points:
+                    found = Measurement(
+                        point=point,
+                        kind=job.kind,
+                        outcome=parts.get("outcome", Outcome(status="ok")),
+                        emulated=True,
+                        recorded_at="2026-11-23T10:15:00+00:00",
+                        **({job.kind: parts[job.kind]} if job.kind in parts else {}),
+                    )
+                    keep(found)
+                    yield found
+
+        monkeypatch.setattr(cli, "run_sweep", pretend)
+
+    return use
+
+
+def memory_with(*sizes: SizeFacts) -> MemoryUse:
+    ledger = Ledger(hold="strong", weights_bytes=3, caches_bytes=2, buffers_bytes=1, sizes=sizes)
+    return MemoryUse(weights_bytes=3, caches_bytes=2, buffers_bytes=1, graph_pool_bytes=0, ledger=ledger)
+
+
+COUNTED = StepCounts(
+    steps=3, kernels=9, kernel_launches=9, graph_launches=0, nodes=NodeCounts(), stream_syncs=2, complete=True
+)
+CAPTURED = SizeFacts(num_tokens=8, state="captured", capture_s=0.1, instantiate_s=0.02, first_replay_s=0.01)
+NOT_CAPTURED = SizeFacts(num_tokens=64, state="not_captured", reason="out of memory")
+
+
+@pytest.mark.parametrize(
+    ("parts", "settings", "code"),
+    [
+        ({"memory": memory_with(CAPTURED), "counts": COUNTED}, ("budget.syncs=2",), 0),
+        ({"memory": memory_with(CAPTURED), "counts": COUNTED}, ("budget.syncs=1",), 1),
+        ({"memory": memory_with(CAPTURED, NOT_CAPTURED), "counts": COUNTED}, (), 5),
+        ({"memory": memory_with(CAPTURED, NOT_CAPTURED), "counts": COUNTED}, ("budget.syncs=1",), 5),
+        ({"outcome": Outcome(status="incorrect", stage="verify", reason="pages")}, (), 5),
+        ({"outcome": Outcome(status="skipped", stage="plan", reason="pages")}, (), 0),
+    ],
+    ids=["within", "over budget", "size not captured", "not captured and over budget", "incorrect", "skipped"],
+)
+def test_a_sweep_ends_with_the_worst_of_what_it_found(
+    mlaprof: Mlaprof, recorded, tmp_path: Path, parts: dict[str, object], settings: tuple[str, ...], code: int
+) -> None:
+    """5 for what failed, is wrong or was not captured though asked for; else 1 for a broken budget; else 0."""
+    recorded(**parts)
+    options = [word for text in ("measure.memory=true", "measure.counts=true", *settings) for word in ("--set", text)]
+
+    answer = mlaprof("sweep", "study.yaml", "--device", "cpu", "-a", "mode=full", *options, "--out", "run.mlaprof")
+
+    assert answer.code == code
+    assert len(store.load(tmp_path / "run.mlaprof").measurements) == 6
+
+
+# capture sizes
+
+
+SIZES = "capture={sizes: {pow2: [2, 16]}, max_num_tokens: 8, max_batch_size: 1, max_seq_len: 6}"
+
+
+def test_a_dry_run_says_what_became_of_the_capture_sizes(mlaprof: Mlaprof) -> None:
+    """What is captured, what is clamped and what is dropped, each with its remedy."""
+    answer = mlaprof("sweep", "study.yaml", "--dry-run", "--set", SIZES)
+
+    assert (answer.code, answer.err) == (0, "")
+    captured, clamped, dropped = answer.out.splitlines()[-3:]
+    assert captured.endswith("graphs of 2 4 5 tokens")
+    assert "capture sizes 8 clamped to 5 tokens" in clamped and "next: raise capture.max_seq_len" in clamped
+    assert "capture sizes 16 dropped" in dropped and "next: raise capture.max_num_tokens" in dropped
+    assert "capture sizes" not in mlaprof("sweep", "study.yaml", "--dry-run").out
+
+
+def test_a_sweep_says_it_too_and_gives_the_sizes_to_its_jobs(mlaprof: Mlaprof, fake_worker) -> None:
+    """Nobody runs eagerly unawares."""
+    jobs = fake_worker("ok")
+
+    answer = mlaprof("sweep", "study.yaml", "--device", "cpu", "--set", SIZES)
+
+    assert answer.code == 0
+    assert "capture sizes 8 clamped to 5 tokens" in answer.err and "clamped" not in answer.out
+    assert {job.capture.sizes for job in jobs} == {(2, 4, 5)}
+
+
+# graph
+
+
+def test_graph_prints_every_way_at_one_size_and_stores_nothing(mlaprof: Mlaprof, recorded, tmp_path: Path) -> None:
+    recorded(counts=COUNTED)
+    before = everything(tmp_path)
+
+    answer = mlaprof("graph", "study.yaml", "--device", "cpu", "-a", "mode=breakable,full", "-a", "boundary=proj")
+
+    assert answer.code == 0
+    assert "[2/2]" in answer.err and "breakable@proj" in answer.out and "full" in answer.out
+    assert "tokens 5" in answer.out and "tokens 3" not in answer.out
+    assert everything(tmp_path) == before
+
+
+def test_graph_as_json_is_json_alone(mlaprof: Mlaprof, recorded) -> None:
+    """With the dispatch tax where it is asked for."""
+    recorded(
+        counts=COUNTED, dispatch=DispatchTax(bare_s=1e-6, define_s=2e-6, custom_op_s=7e-6, calls=100, ops_per_step=4)
+    )
+    arguments = ("graph", "study.yaml", "--device", "cpu", "--tokens", "7", "--format", "json")
+
+    told = json.loads(mlaprof(*arguments).out)
+    with_tax = json.loads(mlaprof(*arguments, "--dispatch-tax").out)
+
+    keys = [f"tiny/prefill/t7/ctx0/{mode}" for mode in ("monolithic_eager", "split_eager")]
+    assert [each["key"] for each in told["partitions"]] == keys
+    assert (told["dispatch_tax"], with_tax["partitions"]) == ([], told["partitions"])
+    assert with_tax["dispatch_tax"][0]["tax"]["custom_op_s"] == 7e-6
+
+
+def test_graph_of_a_step_that_failed_is_exit_code_5(mlaprof: Mlaprof, fake_worker) -> None:
+    """The reason is printed; what only cannot run is no failure."""
+    fake_worker("exit", 5)
+    answer = mlaprof("graph", "study.yaml", "--device", "cpu")
+    assert answer.code == 5 and "exit code 3" in answer.out
+
+    skipped = mlaprof("graph", "study.yaml", "--device", "cpu", "--tokens", "5000")
+    assert skipped.code == 0 and "max_position_embeddings" in skipped.out
+
+
+def test_graph_really_counts(checkout: Path, tmp_path: Path) -> None:
+    """Two layers give three captured pieces and two eager ones, in both ways of cutting."""
+    modes = ("-a", "mode=monolithic_eager,split_piecewise,breakable", "--set", "num_layers=2")
+
+    answer = really(checkout, "graph", "study.yaml", "--device", "cpu", *modes, "--format", "json", cwd=tmp_path)
+
+    assert answer.code == 0, answer.err
+    found = {each["way"]: each for each in json.loads(answer.out)["partitions"]}
+    for way in ("split_piecewise", "breakable"):
+        assert (found[way]["captured_segments"], found[way]["eager_segments"]) == (3, 2)
+        assert 0 < found[way]["coverage"] < 1
+    assert found["monolithic_eager"]["coverage"] == 0
+    assert [each.name for each in tmp_path.iterdir()] == ["study.yaml"]
+
+
 # resume
+
+
+def test_a_run_of_an_older_schema_is_shown_and_not_resumed(mlaprof: Mlaprof, checkout: Path) -> None:
+    """What another mlaprof began, it may finish."""
+    path = checkout / "results" / "reference" / "v3.2-prefill" / "run.mlaprof"
+    before = path.read_bytes()
+
+    answer = mlaprof("sweep", "--resume", path, "--dry-run")
+
+    assert answer.code == 2
+    assert "schema 1, this one writes 2" in answer.complaint and "start a new run" in answer.complaint
+    assert mlaprof("show", path).code == 0
+    assert path.read_bytes() == before
 
 
 def test_a_resumed_run_measures_what_failed_again(mlaprof: Mlaprof, fake_worker, tmp_path: Path) -> None:
@@ -431,6 +603,10 @@ def test_a_bad_study_is_one_line_and_leaves_nothing(
     ("arguments", "words"),
     [
         (("sweep",), "CONFIG: no study given"),
+        (("graph",), "CONFIG: no study given"),
+        (("graph", "gone.yaml"), "gone.yaml"),
+        (("graph", "study.yaml", "-a", "boundary=projj"), "did you mean proj?"),
+        (("sweep", "study.yaml", "--set", "capture.max_seq_len=9"), "--set capture.max_seq_len=9"),
         (("sweep", "gone.yaml"), "gone.yaml"),
         (("sweep", "."), "."),
         (("sweep", "study.yaml", "-a", "tokens"), "-a: 'tokens' is not axis=values"),
@@ -463,7 +639,16 @@ def test_bad_arguments_are_one_line_and_leave_nothing(
     assert sorted(each.name for each in tmp_path.iterdir()) == ["study.yaml"]
 
 
-@pytest.mark.parametrize("arguments", [("swep",), ("show",), ("sweep", "study.yaml", "--fast"), ("list", "gpus")])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("swep",),
+        ("show",),
+        ("sweep", "study.yaml", "--fast"),
+        ("list", "gpus"),
+        ("graph", "study.yaml", "--tokens", "0"),
+    ],
+)
 def test_what_the_parser_refuses_is_exit_code_2(mlaprof: Mlaprof, arguments: tuple[str, ...]) -> None:
     answer = mlaprof(*arguments)
 
@@ -514,10 +699,11 @@ def test_a_gpu_that_is_not_there_is_exit_code_4(
     monkeypatch.setattr("mlaprof.machine.environment.cuda_present", lambda: False)
     before = everything(tmp_path)
 
-    answer = mlaprof("sweep", "study.yaml", "--device", "cuda")
+    for command in ("sweep", "graph"):
+        answer = mlaprof(command, "study.yaml", "--device", "cuda")
 
-    assert answer.code == 4
-    assert "--device cuda: no CUDA GPU" in answer.complaint and "--device cpu" in answer.complaint
+        assert answer.code == 4
+        assert "--device cuda: no CUDA GPU" in answer.complaint and "--device cpu" in answer.complaint
     assert everything(tmp_path) == before
 
 
@@ -636,7 +822,8 @@ def test_plot_into_a_file_is_one_line(mlaprof: Mlaprof, fake_runs, tmp_path: Pat
     ("what", "words"),
     [
         ("presets", ("v3.2", "v3.2-tp8", "glm-5", "glm-5-tp8", "tiny", "7168")),
-        ("modes", ("monolithic_eager", "monolithic_piecewise", "split_eager", "split_piecewise", "full")),
+        ("modes", ("monolithic_eager", "monolithic_piecewise", "split_eager", "split_piecewise", "breakable", "full")),
+        ("boundaries", ("proj", "index_quant", "cache_update", "logits")),
         ("kernels", ("sparse_attn", "index_logits", "paged_index_logits", "block_n", "num_stages")),
     ],
 )
@@ -666,7 +853,7 @@ def test_what_only_reads_never_imports_torch(checkout: Path, tmp_path: Path, fak
     """show, plot, compare, list, doctor and a dry run answer at once, and leave no context on a GPU."""
     stored(fake_runs.make_run(fake_runs.sweep(fake_runs.laptop()), device="cpu"), tmp_path / "run.mlaprof")
     commands = [
-        *(f"list {what}" for what in ("presets", "modes", "kernels", "runs")),
+        *(f"list {what}" for what in ("presets", "modes", "boundaries", "kernels", "runs")),
         *("show run.mlaprof", "show run.mlaprof --format json", "plot run.mlaprof", "compare run.mlaprof run.mlaprof"),
         *("doctor", "sweep study.yaml --device cpu --dry-run"),
     ]

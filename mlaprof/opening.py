@@ -1,0 +1,105 @@
+"""What a sweep begins with: a run that is new, or one to go on with and what is left of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+
+from mlaprof import __version__, store
+from mlaprof.config.load import resolved_yaml, study_from_resolved
+from mlaprof.errors import ConfigError, MachineError
+from mlaprof.machine import environment
+from mlaprof.plan import Plan, expand
+from mlaprof.records import Device, Manifest
+from mlaprof.study import Study
+
+
+class DeviceChoice(StrEnum):
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+@dataclass(frozen=True)
+class Opening:
+    """A run about to be measured. Nothing is written before `writer`."""
+
+    plan: Plan
+    path: Path
+    manifest: Manifest
+    resumed: bool = False
+
+    def writer(self) -> store.RunWriter:
+        """The run file, made or opened. Raises RunFileError."""
+        return store.open_for_resume(self.path) if self.resumed else store.create(self.path, self.manifest)
+
+
+def new_run(
+    study: Study, choice: DeviceChoice, out_file: Path | None, results: Path, *, command: Sequence[str]
+) -> Opening:
+    """A run of all of study, in out_file or under its id in results. Raises MachineError."""
+    device = device_of(choice)
+    now = datetime.now(UTC)
+    plan = expand(study, device)
+    manifest = Manifest(
+        schema_version=store.SCHEMA_VERSION,
+        run_id=store.new_run_id(study.name, now),
+        created_at=now.isoformat(timespec="seconds"),
+        mlaprof_version=__version__,
+        command=tuple(command),
+        device=device,
+        study_yaml=resolved_yaml(study),
+        environment=environment.snapshot(),
+        planned=tuple(f"{kind} {key}" for kind, key in plan.planned),
+    )
+    return Opening(plan, out_file or store.default_path(results, manifest.run_id), manifest)
+
+
+def resumed_run(run: str, results: Path, choice: DeviceChoice, *, study: Study | None, config: Path | None) -> Opening:
+    """What is left of a run.
+
+    study   given beside the run and read from `config`: it must be the stored one; None takes that
+
+    Raises RunFileError, ConfigError or MachineError: a run goes on as it began.
+    """
+    path = store.resolve(run, results)
+    manifest = store.resumable_manifest(path)
+    if study is not None and resolved_yaml(study) != manifest.study_yaml:
+        raise ConfigError(
+            f"not the study of run {manifest.run_id}", where=str(config), hint="leave CONFIG out, or start a new run"
+        )
+    _same_machine(manifest, choice)
+    plan = expand(study_from_resolved(manifest.study_yaml), manifest.device)
+    return Opening(plan.without(store.done(path)), path, manifest, resumed=True)
+
+
+def device_of(choice: DeviceChoice) -> Device:
+    """The device that is meant; auto takes the GPU where there is one. Raises MachineError without a GPU asked for."""
+    present = environment.cuda_present()
+    if choice is DeviceChoice.cuda and not present:
+        raise MachineError(
+            "no CUDA GPU that torch can use", where="--device cuda", hint="see `mlaprof doctor`, or use --device cpu"
+        )
+    return "cuda" if choice is not DeviceChoice.cpu and present else "cpu"
+
+
+def _same_machine(manifest: Manifest, choice: DeviceChoice) -> None:
+    """A run holds times of one processor only."""
+    if choice is not DeviceChoice.auto and choice != manifest.device:
+        raise MachineError(
+            f"run {manifest.run_id} is of device {manifest.device}",
+            where=f"--device {choice}",
+            hint="leave out --device, or start a new run",
+        )
+    here = environment.snapshot().processor(manifest.device)
+    if here != (began := manifest.environment.processor(manifest.device)):
+        raise MachineError(
+            f"run {manifest.run_id} began on {began}, this is {here}",
+            where="--resume",
+            hint="resume it there, or start a new run",
+        )
+    if manifest.device == "cuda":
+        device_of(DeviceChoice.cuda)
