@@ -76,10 +76,22 @@ BOUNDARY: dict[Boundary, BoundaryLook] = {
     "logits": BoundaryLook("--", "top"),
 }
 
+CAPTURED_COLOUR, EAGER_COLOUR = "#0072B2", "#E69F00"  # kernels in graphs, and launched one by one
+
 MEMORY_PARTS: dict[str, tuple[str, str]] = {  # field of MemoryUse -> (label, colour)
     "weights_bytes": ("weights", "#0072B2"),
     "caches_bytes": ("caches", "#56B4E9"),
     "buffers_bytes": ("inputs and metadata", "#009E73"),
     "graph_pool_bytes": ("graph pool, all sizes", "#E69F00"),
+}
+LEDGER_PARTS: dict[str, tuple[str, str]] = {  # part of a memory ledger -> (label, colour)
+    "weights_bytes": ("weights", "#0072B2"),
+    "caches_bytes": ("caches", "#56B4E9"),
+    "context_bytes": ("context and libraries", "#BBBBBB"),
+    "buffers_bytes": ("inputs and metadata", "#009E73"),
+    "workspace_bytes": ("cuBLAS workspaces", "#CC79A7"),
+    "slack_bytes": ("allocator's slack", "#F0E442"),
+    "pool_bytes": ("graph pool, all sizes", "#E69F00"),
+    "driver_bytes": ("graphs' driver memory", "#D55E00"),
 }
 MEMORY_REST = ("rest of the allocator's peak", "#BBBBBB")

@@ -8,9 +8,10 @@ from mlaprof.analysis.cells import Group, Summary
 from mlaprof.report import sentences
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-WIDTH_IN, HEIGHT_IN, DPI = 8.0, 5.2, 200
+WIDTH_IN, HEIGHT_IN, TWO_PANELS_IN, DPI = 8.0, 5.2, 7.4, 200
 
 RC: dict[Any, Any] = {  # of matplotlib, while figures are drawn
     "svg.hashsalt": "mlaprof",  # with no date in the file, the same run draws the same bytes
@@ -35,16 +36,17 @@ def canvas(
     title: str,
     *,
     rows: int = 1,
-    height_in: float = HEIGHT_IN,
+    height_in: float | None = None,
     timed: bool = True,
     note: str = "",
-) -> tuple[Figure, Any]:
+) -> tuple[Figure, list[Axes]]:
     """A figure with `rows` axes, its title and place above, and below the caption that every figure carries.
 
-    timed: the caption tells how the times were taken; `note` is its last line. One row gives an Axes, more an array.
+    timed: the caption tells how the times were taken; `note` is its last line.
     """
     from matplotlib.figure import Figure as NewFigure
 
+    height_in = height_in or (HEIGHT_IN if rows == 1 else TWO_PANELS_IN)
     figure = NewFigure(figsize=(WIDTH_IN, height_in), layout="constrained")
     caption = f"{sentences.processor(summary)} | {group.preset} | run {summary.run_id}"
     if timed:
@@ -54,4 +56,18 @@ def canvas(
     stamp = " (emulated on a CPU)" if timed and summary.emulated else ""
     figure.suptitle(f"{title}: {place}{stamp}", x=0.012, ha="left", fontsize=12.5, fontweight="bold")
     figure.supxlabel(caption, x=0.012, ha="left", fontsize=8.5, color="#444444")
-    return figure, figure.subplots(rows, 1)
+    return figure, list(figure.subplots(rows, 1, squeeze=False)[:, 0])
+
+
+def legend_above(axes: Axes, *, ncols: int) -> None:
+    """The legend above the axes, from the figure's left edge: names on the axis may take half of its width."""
+    from matplotlib.transforms import blended_transform_factory
+
+    figure = axes.get_figure()
+    axes.legend(
+        ncols=ncols,
+        loc="lower left",
+        bbox_to_anchor=(0.01, 1.0),
+        bbox_transform=blended_transform_factory(figure.transFigure, axes.transAxes) if figure else None,
+        borderaxespad=0.2,
+    )

@@ -38,7 +38,7 @@ def _timed_tiles(summary: Summary, group: Group, modes: Sequence[Mode]) -> Figur
     by_place = {(cell.mode, cell.num_tokens, cell.tiles): cell for cell in group.cells}
     logs = [abs(math.log2(cell.tiles_speedup.median)) for cell in group.cells if cell.tiles_speedup]
     limit = max([*logs, math.log2(1.1)])
-    for axes, mode in zip([panels] if len(modes) == 1 else panels, modes, strict=True):
+    for axes, mode in zip(panels, modes, strict=True):
         _tile_panel(axes, mode, ["", *labels], tokens, by_place, limit)
     return figure
 
@@ -93,7 +93,7 @@ def _tile_text(cell: Cell | None, unit: Unit) -> tuple[str, float]:
 
 def _compiled_tiles(summary: Summary, group: Group, resources: Sequence[KernelResources]) -> Figure:
     targets = ", ".join(sorted({each.target for each in resources}))
-    figure, axes = canvas(
+    figure, (axes,) = canvas(
         summary,
         group,
         f"Tiles compiled for {targets}, not timed",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from mlaprof.analysis.cells import Group, Summary, groups
 from mlaprof.records import Run
 from mlaprof.report.figures.canvas import DPI, RC
+from mlaprof.report.figures.capture import capture_cost, counts
 from mlaprof.report.figures.curves import latency, speedup
 from mlaprof.report.figures.memory import memory
 from mlaprof.report.figures.tiles import tiles
@@ -20,6 +21,8 @@ FIGURES: dict[str, Callable[[Summary, Group], Figure | None]] = {
     "latency": latency,
     "speedup": speedup,
     "memory": memory,
+    "counts": counts,
+    "capture-cost": capture_cost,
     "tiles": tiles,
 }
 

@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from mlaprof.analysis.cells import groups
 from mlaprof.analysis.summary import summarize
 from mlaprof.report.figures.curves import latency, speedup
-from mlaprof.report.style import MODE
-from mlaprof.study import MODES
+from mlaprof.report.style import BOUNDARY, MODE
+from mlaprof.study import BOUNDARIES, MODES
 
 Texts = Callable[[Figure | None], str]
 
@@ -36,11 +36,19 @@ def test_latency_draws_the_medians_of_every_mode(h100: Any, fake_runs: ModuleTyp
         assert drawn.get_color() == MODE[mode].colour
     axes = figure.axes[0]
     assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
-    assert axes.get_ylabel() == "time per step (us)"
-    assert "host submit (markers: device)" in texts(figure)
-    dashed = [each for each in axes.get_lines() if each.get_marker() == "None"]
-    assert len(dashed) == len(MODES)  # submit times
-    assert sorted(each.get_ydata()[0] for each in dashed) == pytest.approx([21, 150, 330, 610, 640], rel=1e-3)
+    assert axes.get_ylabel() == "device time per step (us)"
+
+
+def test_below_them_stands_the_submit_time_on_the_same_scale(h100: Any, fake_runs: ModuleType) -> None:
+    _, summary, group = h100
+    figure = latency(summary, group)
+    device, submit = figure.axes
+    for mode in MODES:
+        expected = [fake_runs.h100().submit_s(mode, tokens) * 1e6 for tokens in (1, 16, 256)]
+        assert np.asarray(line(figure, mode, 1).get_ydata()) == pytest.approx(expected, rel=1e-3)
+    assert device.get_ylim() == submit.get_ylim() and submit.get_yscale() == "log"
+    assert submit.get_ylabel() == "host submit time per step (us)"
+    assert device.get_legend() and submit.get_legend() is None
 
 
 def test_the_band_is_the_interval(h100: Any) -> None:
@@ -123,10 +131,34 @@ def test_a_cell_without_a_time_breaks_its_line_and_is_counted(fake_runs: ModuleT
     assert "not shown: 1 INCORRECT" in texts(figure)
 
 
+@pytest.mark.parametrize("draw", [latency, speedup])
+def test_each_boundary_is_a_line_of_its_modes_colour(fake_runs: ModuleType, draw: Any) -> None:
+    """Named by its way in the legend; told from the PR's by style and fill."""
+    summary = summarize(fake_runs.make_run(fake_runs.complete(fake_runs.h100(sizes=(1, 16)))))
+    figure = draw(summary, groups(summary)[0])
+    for mode in ("split_piecewise", "breakable"):
+        for boundary in BOUNDARIES:
+            drawn = line(figure, mode if boundary == "index_quant" else f"{mode}@{boundary}")
+            assert (drawn.get_color(), drawn.get_marker()) == (MODE[mode].colour, MODE[mode].marker)
+            assert drawn.get_linestyle() == BOUNDARY[boundary].line
+    hollow = line(figure, "breakable@proj")
+    assert (hollow.get_markerfacecolor(), hollow.get_markeredgecolor()) == ("white", MODE["breakable"].colour)
+    legend = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    assert len(legend) == 12 and legend.index("split_piecewise@proj") < legend.index("split_piecewise")
+
+
+def test_one_token_count_puts_every_boundary_side_by_side(fake_runs: ModuleType) -> None:
+    summary = summarize(fake_runs.make_run(fake_runs.complete(fake_runs.h100(sizes=(64,)))))
+    figure = latency(summary, groups(summary)[0])
+    names = [label.get_text() for label in figure.axes[0].get_xticklabels()]
+    assert len(names) == 12 and "split\npiecewise\n@cache\nupdate" in names
+    assert figure.axes[0].get_legend() is None
+
+
 def test_one_token_count_puts_the_modes_side_by_side(fake_runs: ModuleType) -> None:
     summary = summarize(fake_runs.make_run(fake_runs.sweep(fake_runs.h100(sizes=(64,)), "decode", 8192)))
     figure = latency(summary, groups(summary)[0])
     axes = figure.axes[0]
     assert [label.get_text().replace("\n", "_") for label in axes.get_xticklabels()] == list(MODES)
-    assert [float(line(figure, mode).get_xdata()[0]) for mode in MODES] == [0, 1, 2, 3, 4]
-    assert axes.get_xlabel() == "64 tokens per step"
+    assert [float(line(figure, mode).get_xdata()[0]) for mode in MODES] == list(range(len(MODES)))
+    assert (axes.get_xlabel(), figure.axes[1].get_xlabel()) == ("", "64 tokens per step")

@@ -9,9 +9,13 @@ from types import ModuleType
 
 import pytest
 
+from mlaprof import store
+from mlaprof.analysis.cells import groups
 from mlaprof.analysis.summary import summarize
 from mlaprof.report.figures.canvas import DPI, WIDTH_IN
-from mlaprof.report.figures.write import write_figures
+from mlaprof.report.figures.write import FIGURES, write_figures
+
+REFERENCE = sorted((Path(__file__).parents[3] / "results" / "reference").glob("*/run.mlaprof"))
 
 
 def test_files_are_named_by_phase_and_context_and_wide_enough(fake_runs: ModuleType, tmp_path: Path) -> None:
@@ -28,6 +32,25 @@ def test_files_are_named_by_phase_and_context_and_wide_enough(fake_runs: ModuleT
     }
     header = paths[0].read_bytes()[:24]
     assert int.from_bytes(header[16:20], "big") == WIDTH_IN * DPI == 1600
+
+
+def test_a_run_with_counts_and_ledgers_draws_them_too(fake_runs: ModuleType, tmp_path: Path) -> None:
+    run = fake_runs.make_run(fake_runs.complete(fake_runs.h100(sizes=(64, 8)), ("index_quant",)))
+    names = {path.name for path in write_figures(run, summarize(run), tmp_path)}
+    assert {"counts-prefill-ctx0.png", "capture-cost-prefill-ctx0.svg"} <= names
+
+
+@pytest.mark.parametrize("path", REFERENCE, ids=lambda path: path.parent.name)
+def test_reference_runs_still_draw_what_they_drew(path: Path) -> None:
+    """Every committed figure, though the oldest runs have no counts, no ledger and no boundary."""
+    summary = summarize(store.load(path))
+    drawn = {
+        f"{name}-{group.phase}-ctx{group.context_len}.png"
+        for group in groups(summary)
+        for name, draw in FIGURES.items()
+        if draw(summary, group)
+    }
+    assert drawn >= {each.name for each in path.parent.glob("*.png")}
 
 
 def test_the_same_run_draws_the_same_files(fake_runs: ModuleType, tmp_path: Path) -> None:
