@@ -10,9 +10,9 @@ from mlaprof.analysis.cells import Cell, Group, Summary
 from mlaprof.kernels.tiles import SHARED_LIMIT_BYTES
 from mlaprof.records import KernelResources
 from mlaprof.report.figures.canvas import canvas
+from mlaprof.report.figures.ways import by_way
 from mlaprof.report.style import STATUS
 from mlaprof.report.units import Unit, significant, time_unit
-from mlaprof.study import MODES, Mode
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,43 +23,45 @@ REGISTERS_LIMIT = 255  # a thread, sm_90
 
 def tiles(summary: Summary, group: Group) -> Figure | None:
     """Heat map of tile configurations over tokens; compile facts where no tile configuration was timed."""
-    timed = [mode for mode in MODES if any(cell.tiles_speedup for cell in group.cells if cell.mode == mode)]
+    timed = [
+        way.name for way in by_way(group) if any(cell.tiles_speedup for cell in group.cells if cell.way == way.name)
+    ]
     if timed:
         return _timed_tiles(summary, group, timed)
     resources = list(dict.fromkeys(each for cell in group.cells for each in cell.resources))
     return _compiled_tiles(summary, group, resources) if resources else None
 
 
-def _timed_tiles(summary: Summary, group: Group, modes: Sequence[Mode]) -> Figure:
+def _timed_tiles(summary: Summary, group: Group, ways: Sequence[str]) -> Figure:
     labels = list(dict.fromkeys(cell.tiles for cell in group.cells if cell.tiles))
     tokens = sorted({cell.num_tokens for cell in group.cells if cell.tiles})
-    height = 1.6 + len(modes) * (0.9 + 0.3 * (len(labels) + 1))
-    figure, panels = canvas(summary, group, "Tiles against the default", rows=len(modes), height_in=height)
-    by_place = {(cell.mode, cell.num_tokens, cell.tiles): cell for cell in group.cells}
+    height = 1.6 + len(ways) * (0.9 + 0.3 * (len(labels) + 1))
+    figure, panels = canvas(summary, group, "Tiles against the default", rows=len(ways), height_in=height)
+    by_place = {(cell.way, cell.num_tokens, cell.tiles): cell for cell in group.cells}
     logs = [abs(math.log2(cell.tiles_speedup.median)) for cell in group.cells if cell.tiles_speedup]
     limit = max([*logs, math.log2(1.1)])
-    for axes, mode in zip(panels, modes, strict=True):
-        _tile_panel(axes, mode, ["", *labels], tokens, by_place, limit)
+    for axes, way in zip(panels, ways, strict=True):
+        _tile_panel(axes, way, ["", *labels], tokens, by_place, limit)
     return figure
 
 
 def _tile_panel(
     axes: Axes,
-    mode: Mode,
+    way: str,
     labels: Sequence[str],
     tokens: Sequence[int],
-    by_place: dict[tuple[Mode, int, str], Cell],
+    by_place: dict[tuple[str, int, str], Cell],
     limit: float,
 ) -> None:
     default_times = [
-        cell.device_s.median for count in tokens if (cell := by_place.get((mode, count, ""))) and cell.device_s
+        cell.device_s.median for count in tokens if (cell := by_place.get((way, count, ""))) and cell.device_s
     ]
     unit = time_unit(default_times)
     colours: list[list[float]] = []
     for row, label in enumerate(labels):
         colours.append([])
         for column, count in enumerate(tokens):
-            cell = by_place.get((mode, count, label))
+            cell = by_place.get((way, count, label))
             text, log = _tile_text(cell, unit)
             colours[-1].append(log)
             axes.text(
@@ -75,7 +77,7 @@ def _tile_panel(
     axes.imshow(colours, cmap="RdBu", vmin=-limit, vmax=limit, aspect="auto")
     _grid_axes(axes, [str(count) for count in tokens], [label or f"default ({unit.name})" for label in labels])
     axes.set_xlabel("tokens per step")
-    axes.set_title(f"{mode}: speed-up over the default tiles (blue is faster)", loc="left")
+    axes.set_title(f"{way}: speed-up over the default tiles (blue is faster)", loc="left")
 
 
 def _tile_text(cell: Cell | None, unit: Unit) -> tuple[str, float]:

@@ -37,3 +37,17 @@ def test_compile_facts_are_drawn_where_nothing_was_timed(fake_runs: ModuleType, 
     assert "compiled for sm_90, not timed" in texts(figure)
     assert [text.get_text() for text in figure.axes[0].texts] == ["128", "96.00", "0"] * 2
     assert "emulated on a CPU" in texts(latency(summary, groups(summary)[0]))
+
+
+def test_each_boundary_has_a_panel_of_its_own_times(fake_runs: ModuleType) -> None:
+    """Of the ratios to the default tiles at the same boundary."""
+    choice = fake_runs.tile(block_n=64)
+    rows = [
+        fake_runs.timing(fake_runs.point("breakable", 64, boundary=boundary, tiles=tiles_of), device_s)
+        for boundary, default_s in (("logits", 1e-4), ("index_quant", 3e-4))
+        for tiles_of, device_s in (((), default_s), ((choice,), default_s / (2 if boundary == "logits" else 3)))
+    ]
+    summary = summarize(fake_runs.make_run(rows))
+    panels = tiles(summary, groups(summary)[0]).axes
+    assert [axes.get_title(loc="left").partition(":")[0] for axes in panels] == ["breakable", "breakable@logits"]
+    assert [[text.get_text() for text in axes.texts] for axes in panels] == [["300.0", "3.00"], ["100.0", "2.00"]]
