@@ -73,10 +73,6 @@ class CpuGraph:
         self.ops = tuple(call.func.name() for call in calls)
         self.capture_s = capture_s
 
-    @property
-    def num_nodes(self) -> int:
-        return self.nodes.total
-
     def replay(self) -> None:
         """Run every recorded call again, in order, whatever the caller's grad mode."""
         # Tensors recorded under inference mode may be written only there; ordinary ones may be written there too.

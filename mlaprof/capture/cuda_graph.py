@@ -37,10 +37,6 @@ class CudaGraph:
         self._graph = graph
         self.replay: Callable[[], None] = graph.replay  # bound once: submit time is measured
 
-    @property
-    def num_nodes(self) -> int:
-        return self.nodes.total
-
 
 class CudaGraphs:
     """Captures CUDA graphs; their nodes are the driver's: kernels, copies, memsets."""

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import gc
+import warnings
 
 import pytest
 import torch
 
-from mlaprof.capture.graphs import CaptureError, GraphMaker
+from mlaprof.capture.graphs import CaptureError, GraphMaker, Nodes
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("mode")]
 
@@ -20,17 +21,32 @@ def x() -> torch.Tensor:
     return torch.randn(1000, device="cuda")
 
 
-def test_nodes_are_the_drivers_count(graphs: GraphMaker, x):
-    """Two kernels and a memset; views and allocations are none."""
+def test_nodes_are_counted_by_the_drivers_types(graphs: GraphMaker, x):
+    """Two kernels, a memset and a copy; views and allocations are none."""
 
     def fn():
         total = x.new_empty(1000)
-        return (x * 2 + 1).view(10, 100).t(), total.zero_()
+        return (x * 2 + 1).view(10, 100).t(), total.zero_(), torch.empty_like(x).copy_(x)
 
     fn()
     graph, _ = graphs.capture(fn)
-    assert graph.nodes.total == 3
+    assert graph.nodes == Nodes(kernel=2, memset=1, memcpy=1)
+    assert graph.ops == ()
     assert not graphs.emulated
+
+
+def test_capture_and_instantiation_are_timed_apart(graphs, x):
+    graph, _ = graphs.capture(lambda: x * 2)
+    assert graph.capture_s > 0 and graph.instantiate_s > 0 == graph.first_replay_s
+
+
+def test_an_empty_capture_has_no_nodes_and_no_warning(graphs, x):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        graph, view = graphs.capture(lambda: x.view(10, 100).t())
+    assert graph.nodes == Nodes()
+    graph.replay()
+    assert view.data_ptr() == x.data_ptr()
 
 
 def test_replay_reads_what_the_inputs_hold_now(graphs, x):
