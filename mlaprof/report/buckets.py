@@ -12,7 +12,8 @@ from mlaprof.report.lines import print_line
 
 def print_buckets(buckets: Buckets, console: Console) -> None:
     """The sizes that are captured; then those that are not as asked for, each line with its remedy."""
-    print_line(f"piecewise and breakable graphs of {_listed(buckets.sizes)} tokens", console)
+    if buckets.sizes:
+        print_line(f"piecewise and breakable graphs of {_listed(buckets.sizes)} tokens", console)
     if buckets.clamped:
         print_line(
             f"warning: capture sizes {_listed(buckets.clamped)} clamped to {buckets.sizes[-1]} tokens, "
