@@ -202,7 +202,8 @@ def test_a_sweep_measures_stores_prints_and_draws(whole_run: tuple[Path, Answer]
         for kind in ("png", "svg"):
             assert (path.parent / "a run" / f"{figure}-prefill-ctx0.{kind}").stat().st_size > 1000
     shown = [line.split("  ", 1)[1] for line in answer.out.splitlines() if line.startswith(("plot  ", "json  "))]
-    assert len(shown) == 5 and all((path.parents[1] / each).is_file() for each in shown)
+    told = [path.parent / "a run" / "summary.json", *(path.parent / "a run").glob("*.png")]
+    assert {path.parents[1] / each for each in shown} == set(told) and len(shown) == len(told)
 
 
 def test_a_sweep_tells_repeated_compile_facts_once(whole_run: tuple[Path, Answer]) -> None:
