@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
+from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mlaprof.capture.cpu_pool import Block, CpuPool
@@ -27,6 +28,8 @@ from mlaprof.capture.dispatch import (
     is_composite,
     is_named,
     is_work,
+    on_storage,
+    replace_tensors,
     run_break,
     tensors_in,
 )
@@ -60,23 +63,35 @@ class _Call:
             recorded.copy_(result)
 
 
+@dataclass
+class _Replays:
+    graphs: int = 0
+    nodes: int = 0
+
+
 class CpuGraph:
     """The recorded calls of one capture; each counts as a kernel."""
 
     instantiate_s = 0.0
     first_replay_s = 0.0
 
-    def __init__(self, calls: Sequence[_Call], blocks: Sequence[Block], capture_s: float) -> None:
+    def __init__(self, calls: Sequence[_Call], blocks: Sequence[Block], capture_s: float, replays: _Replays) -> None:
         self._calls = tuple(calls)
         self._blocks = blocks
+        self._replays = replays
         self.nodes = Nodes(kernel=len(calls))
         self.ops = tuple(call.func.name() for call in calls)
         self.capture_s = capture_s
 
     def replay(self) -> None:
-        """Run every recorded call again, in order, whatever the caller's grad mode."""
+        """Run every recorded call again, in order, whatever the caller's grad mode.
+
+        As on a GPU, a dispatch mode around it sees no operator.
+        """
+        self._replays.graphs += 1
+        self._replays.nodes += self.nodes.total
         # Tensors recorded under inference mode may be written only there; ordinary ones may be written there too.
-        with torch.inference_mode():
+        with torch.inference_mode(), no_dispatch():
             for call in self._calls:
                 call.again()
 
@@ -93,6 +108,7 @@ class CpuGraphs:
     def __init__(self, see_through: Collection[str] = ()) -> None:
         self._see_through = frozenset(see_through)
         self._pool = CpuPool()
+        self._replays = _Replays()
 
     def capture(self, fn: Callable[[], T]) -> tuple[CpuGraph, T]:
         """Record fn under inference or no-grad mode alike; unlike on a GPU, the result holds values at once.
@@ -101,7 +117,7 @@ class CpuGraphs:
         or copies a Python list to a tensor: what a stream capture refuses; and naming the source line of any other
         error of fn.
         """
-        recorder = _Recorder(self._pool, self._see_through)
+        recorder = _Recorder(self._pool, self._replays, self._see_through)
         result = recorder.watch(fn)
         return recorder.end(), result
 
@@ -111,7 +127,7 @@ class CpuGraphs:
         Recording has done the work of each graph once already, so none is replayed here. An operator of breaks is not
         looked into. What allocates and views only makes no graph.
         """
-        recorder = _Recorder(self._pool, self._see_through, frozenset(breaks))
+        recorder = _Recorder(self._pool, self._replays, self._see_through, frozenset(breaks))
         result = recorder.watch(fn)
         recorder.cut()
         return tuple(recorder.steps), result
@@ -124,12 +140,19 @@ class CpuGraphs:
         """Bytes of the blocks taken in captures whose graphs are alive."""
         return self._pool.nbytes
 
+    def replayed(self) -> tuple[int, int]:
+        """Running totals over all graphs: replays, and nodes replayed."""
+        return self._replays.graphs, self._replays.nodes
+
 
 class _Recorder(TorchDispatchMode):
-    def __init__(self, pool: CpuPool, see_through: frozenset[str], breaks: frozenset[str] = frozenset()) -> None:
+    def __init__(
+        self, pool: CpuPool, replays: _Replays, see_through: frozenset[str], breaks: frozenset[str] = frozenset()
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.steps: list[CpuGraph | Break] = []
         self._pool = pool
+        self._replays = replays
         self._see_through = see_through
         self._breaks = breaks
         self._calls: list[_Call] = []
@@ -149,7 +172,7 @@ class _Recorder(TorchDispatchMode):
 
     def end(self) -> CpuGraph:
         """What was recorded since the last end."""
-        graph = CpuGraph(self._calls, self._blocks, time.perf_counter() - self._start)
+        graph = CpuGraph(self._calls, self._blocks, time.perf_counter() - self._start, self._replays)
         self._calls = []
         return graph
 
@@ -188,10 +211,16 @@ class _Recorder(TorchDispatchMode):
         returned, blocks = self._pool.take_in(returned, [tensor for _, tensor in fresh], copy=copy)
         self._blocks += blocks
         if works:
-            args, kwargs = self._pool.disown(given)
+            args, kwargs = _at_their_addresses(self._pool.disown(given))
             recorded = tensors_in(self._pool.disown(returned))
             self._calls.append(_Call(func, args, kwargs, tuple((place, recorded[place]) for place, _ in fresh)))
         return returned
+
+
+def _at_their_addresses(tree: T) -> T:
+    """The tensors as they lie now: whoever gives one of them other memory later moves nothing here."""
+    made = {id(tensor): on_storage(tensor, tensor.untyped_storage()) for tensor in tensors_in(tree)}
+    return replace_tensors(tree, made)
 
 
 def _refusal(func: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:

@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mlaprof.capture.cpu_graph import CpuGraphs
-from mlaprof.capture.graphs import CaptureError, Nodes
+from mlaprof.capture.graphs import Break, CaptureError, Nodes
 
 pytestmark = pytest.mark.usefixtures("mode")
 
@@ -278,3 +279,25 @@ def test_both_modes_record_the_same_nodes():
             )
             counts.add(graph.nodes.total)
     assert len(counts) == 1
+
+
+def test_a_replay_shows_no_operator_to_a_dispatch_mode_but_is_counted():
+    """A launch on a GPU hides its kernels too; who counts them asks the maker."""
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            seen.append(func.name())
+            return func(*args, **(kwargs or {}))
+
+    seen: list[str] = []
+    graphs = CpuGraphs(see_through=("toy::proj",))
+    one, _ = graphs.capture(lambda: torch.ops.toy.proj(X, torch.eye(2)))
+    steps, _ = graphs.capture_broken(lambda: (y := X * 2, torch.ops.toy.note(y), y + 1)[-1], ["toy::note"])
+    assert graphs.replayed() == (0, 0)
+    with Watch():
+        one.replay()
+        one.replay()
+        for step in steps:
+            step() if isinstance(step, Break) else step.replay()
+    assert seen == ["toy::note"]
+    assert graphs.replayed() == (4, 2 * one.nodes.total + 2)
