@@ -39,6 +39,11 @@ class Assembly:
         self.steps.append(call)
         self.reads.append(())
 
+    def read_first(self, reads: tuple[Read, ...]) -> None:
+        """Have these checked before the first step."""
+        if self.reads:
+            self.reads[0] += reads
+
     def program(self, output: Tensor | None) -> Program:
         """Whose output is this tensor; None: what the last step returns each time."""
         steps, reads, produce = self.steps, self.reads, None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Collection, Hashable
-from dataclasses import replace
+from typing import Any
 
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
@@ -15,6 +15,8 @@ from mlaprof.capture.buffers import InputBuffers
 from mlaprof.capture.captured import CapturedRunner
 from mlaprof.capture.graphs import Break, GraphMaker
 from mlaprof.capture.program import WARMUP_CALLS, Hold, Program, blaming
+
+Handed = tuple[str, int, Tensor]  # by the operator of that name: where the argument was at capture, and what is kept
 
 
 class BreakableRunner(CapturedRunner):
@@ -43,22 +45,22 @@ class BreakableRunner(CapturedRunner):
         with blaming(f"broken graph of {size} tokens"):
             steps, output = self._graphs.capture_broken(call, self._breaks)
         made = Assembly(size)
-        handed: tuple[tuple[str, int, Tensor], ...] = ()  # by the operator before: its name, address and tensors
+        handed: tuple[Handed, ...] = ()
         for place, step in enumerate(steps):
             name = f"piece_{place}"
             if not isinstance(step, Break):
-                reads = tuple(Read(name, f"{op}'s argument", address, now.data_ptr) for op, address, now in handed)
+                reads = tuple(Read(name, f"an argument of {op}", was, now.data_ptr) for op, was, now in handed)
                 made.add_graph(name, step, step.ops, reads=reads, first_replay_s=step.first_replay_s)
+                handed = ()
                 continue
-            given = _tensors(step)
-            if self._hold == "weak":
-                step = replace(step, args=self._graphs.disown(step.args), kwargs=self._graphs.disown(step.kwargs))
-            kept = _tensors(step)
-            handed += tuple((step.op, was.data_ptr(), now) for was, now in zip(given, kept, strict=True))
-            made.add_eager(name, (step.op,), step)
-        made.reads[0] += statics(self._module, self._buffers, size).reads(SOME_PIECE)
+            given = (step.args, step.kwargs)
+            args, kwargs = given if self._hold == "strong" else self._graphs.disown(given)
+            pairs = zip(_tensors(given), _tensors((args, kwargs)), strict=True)
+            handed += tuple((step.op, was.data_ptr(), now) for was, now in pairs)
+            made.add_eager(name, (step.op,), functools.partial(step.func, *args, **kwargs))
+        made.read_first(statics(self._module, self._buffers, size).reads(SOME_PIECE))
         return made.program(output if self._hold == "strong" else self._graphs.disown(output))
 
 
-def _tensors(step: Break) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves((step.args, step.kwargs)) if isinstance(leaf, Tensor)]
+def _tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]

@@ -79,9 +79,8 @@ class PiecewiseRunner(CapturedRunner):
             made = Assembly(size)
             static = statics(self._module, self._buffers, size)
             output = partition.walk(arguments, functools.partial(self._execute, made, static))
-        if made.reads:
-            named = {read.name for reads in made.reads for read in reads}
-            made.reads[0] += static.reads(SOME_PIECE, but=named)  # operators find their weights themselves
+        named = {read.name for reads in made.reads for read in reads}
+        made.read_first(static.reads(SOME_PIECE, but=named))  # operators find weights themselves
         return made.program(output)
 
     def _execute(self, made: Assembly, static: Statics, call: Call) -> tuple[Any, Any]:
