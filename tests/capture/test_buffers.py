@@ -35,6 +35,11 @@ def test_load_copies_and_leaves_other_rows_and_inputs_alone():
 
 def test_sizes_are_reported():
     buffers = make()
+    assert (list(buffers.tensors), buffers.device) == (["x", "ids"], torch.device("cpu"))
+    assert all(
+        view.data_ptr() == buffers.tensors[name].data_ptr()
+        for name, view in zip(("x", "ids"), buffers.slice(3), strict=True)
+    )
     assert (buffers.max_tokens, buffers.num_bytes) == (8, 8 * 3 * 4 + 8 * 8)
 
 

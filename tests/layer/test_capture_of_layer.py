@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from mlaprof.capture.breakable import BreakableRunner
 from mlaprof.capture.buffers import InputBuffers
 from mlaprof.capture.cpu_graph import CpuGraphs
 from mlaprof.capture.eager import EagerRunner
@@ -99,6 +100,22 @@ def piecewise(two_layers: Any) -> Capture:
 @pytest.fixture(scope="module")
 def monolithic_piecewise(two_layers: Any) -> Capture:
     return Capture(two_layers, "monolithic", make_piecewise(MONOLITH))
+
+
+@pytest.fixture(params=["strong", "weak"])
+def breakable(two_layers: Any, request: Any) -> Capture:
+    def make_runner(stack: nn.Module, buffers: InputBuffers, graphs: GraphMaker) -> BreakableRunner:
+        return BreakableRunner(stack, buffers, graphs, [ATTN], hold=request.param)
+
+    return Capture(two_layers, "split", make_runner)
+
+
+@pytest.fixture(scope="module")
+def weak_piecewise(two_layers: Any) -> Capture:
+    def make_runner(stack: nn.Module, buffers: InputBuffers, graphs: GraphMaker) -> PiecewiseRunner:
+        return PiecewiseRunner(stack, buffers, graphs, [ATTN], hold="weak")
+
+    return Capture(two_layers, "split", make_runner)
 
 
 @pytest.fixture
@@ -348,9 +365,11 @@ def test_garbage_in_the_padding_rows_reaches_no_real_row(piecewise):
         pytest.param([], [(2, 130)] * 4, id="decode of two"),
     ],
 )
-def test_every_mode_replays_what_eager_computes(piecewise, monolithic_piecewise, full, contexts, generations):
+def test_every_mode_replays_what_eager_computes(
+    piecewise, monolithic_piecewise, weak_piecewise, breakable, full, contexts, generations
+):
     """Bit for bit at the same padded size, for hidden states and caches that the capture did not see."""
-    for capture in (piecewise, monolithic_piecewise, full):
+    for capture in (piecewise, monolithic_piecewise, weak_piecewise, breakable, full):
         batch = capture.load(contexts, generations, seed=1)
         num_tokens = batch.num_tokens
         with capture.context:
@@ -395,6 +414,30 @@ def test_a02_op1_is_capturable_alone(two_layers):
         want = torch.ops.mlaprof.mla_dsa_proj(hidden, positions, "1")
     for expected, got in zip(want, parts, strict=True):
         assert torch.equal(expected.view(torch.uint8), got.view(torch.uint8))
+
+
+def test_breaking_the_capture_at_op2_gives_the_segments_of_the_partition(breakable, piecewise):
+    """N + 1 graphs and N eager operators, without a trace; the same work in each way."""
+    breakable.prepare(24)
+    piecewise.prepare(24)
+    with breakable.context:
+        ways = [[(p.kind, p.kernels) for p in each.runner.pieces(24)] for each in (breakable, piecewise)]
+        assert [piece.ops for piece in breakable.runner.pieces(24) if piece.kind == "eager"] == [(ATTN,)] * 2
+    assert ways[0] == ways[1]
+    assert [kind for kind, _ in ways[0]] == ["captured", "eager", "captured", "eager", "captured"]
+
+
+def test_trap_a_larger_size_is_right_again_after_smaller_ones_took_its_blocks(weak_piecewise, breakable):
+    """Weak hold at every size: interleaved, churned, bit for bit what eager computes."""
+    for capture in (weak_piecewise, breakable):
+        capture.prepare(*SIZES)
+        for size in (*SIZES, *reversed(SIZES), SIZES[0]):
+            churn(capture.bench.device)
+            capture.load([(size, 0)], seed=size)
+            with capture.context:
+                got = capture.runner.verified_run(size).clone()
+            capture.load([(size, 0)], seed=size)
+            assert torch.equal(capture.eager(size), got)
 
 
 def test_eager_runner_pads_nothing(two_layers, monkeypatch):
