@@ -23,7 +23,7 @@ from mlaprof.layer.stack import Stack
 from mlaprof.layer.tiling import layer_tiles
 from mlaprof.layer.weights import random_weights
 from mlaprof.shapes import PRESETS, LayerShape
-from mlaprof.study import kernel_dims
+from mlaprof.study import PR_BOUNDARY, Boundary, kernel_dims
 
 # GLM-5's geometry where it differs from V3.2's: nope 192, v 256, interleaved index rotation, no YaRN; six heads, too.
 GLM_SMALL = replace(
@@ -99,6 +99,10 @@ class Bench:
         """The first layer's attention, in split form where there is one."""
         return self.split.attention["0"]
 
+    def cut(self, boundary: Boundary) -> None:
+        """Split there from now on."""
+        self.split = self.monolith.variant(form="split", tiles=self.tiles, boundary=boundary)
+
     def stack(self, form: Form) -> Stack:
         return self.split if form == "split" else self.monolith
 
@@ -122,8 +126,8 @@ class Bench:
         positions[: batch.num_tokens] = inputs.position_ids(batch, self.device)
         return hidden, positions
 
-    def context(self, *, compiled: bool = False, form: Form = "split") -> ForwardContext:
-        return ForwardContext(self.stack(form).attention, self.metadata, compiled=compiled)
+    def context(self, *, compiled: bool = False, form: Form = "split", multi_stream: bool = False) -> ForwardContext:
+        return ForwardContext(self.stack(form).attention, self.metadata, compiled=compiled, multi_stream=multi_stream)
 
     def forward(self, hidden: Tensor, positions: Tensor, *, form: Form = "split", compiled: bool = False) -> Tensor:
         with self.context(compiled=compiled, form=form):
@@ -195,6 +199,13 @@ def plain_shape() -> LayerShape:
 def bench(request: pytest.FixtureRequest) -> Bench:
     """One layer of either geometry. Tests load their own batch; what they patch they put back."""
     return Bench(SHAPES[request.param])
+
+
+@pytest.fixture
+def recut(bench: Bench) -> Iterator[Bench]:
+    """bench, to be cut elsewhere."""
+    yield bench
+    bench.cut(PR_BOUNDARY)
 
 
 @pytest.fixture(scope="module")

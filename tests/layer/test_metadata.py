@@ -74,6 +74,92 @@ def test_a20_buffers_keep_their_addresses_and_take_prefixes(tiny):
             assert view.numel() == 0 or view.data_ptr() == before[f"_{name}"]
 
 
+@pytest.mark.parametrize("lengths", [*BATCHES, {}])
+def test_rows_behind_the_batch_are_defined_whatever_was_there_before(tiny, lengths):
+    """Captured code works on padding rows: they write to the scratch page, see no key and select nothing."""
+    metadata, rows = tiny.metadata, tiny.metadata.limits.max_num_tokens
+    metadata.prepare(tiny.batch([(rows, 0)], seed=2))
+    metadata.prepare(tiny.batch(**lengths))
+    tail = slice(metadata.num_tokens, rows)
+    place = torch.arange(rows)[tail] % 64
+    fp8, scale = index_slot_bytes(torch.full_like(place, tiny.caches.scratch_block), place)
+    assert tiny.caches.scratch_block == tiny.caches.num_blocks
+    for got, want in zip(metadata.index_slots(rows), (fp8, scale), strict=True):
+        assert torch.equal(got[tail], want)
+    assert torch.equal(metadata.latent_slots(rows)[tail], tiny.caches.scratch_block * 64 + place)
+    for bound in metadata.causal_bounds(rows):
+        assert not bool(bound[tail].any())
+    assert bool((metadata.dense_selection(rows)[tail] == -1).all())
+    for name in ("_req_idx_per_token", "_positions"):
+        assert not bool(getattr(metadata, name).device[tail].any())
+    requests = len(tiny.batch(**lengths).requests)
+    assert not bool(metadata._kv_lens.device[requests:].any())
+    assert bool((metadata._block_table.device[requests:] == -1).all())
+
+
+def test_no_batch_is_given_the_scratch_page(tiny):
+    """A batch that takes every usable page leaves it alone, and one page more is refused."""
+    blocks = tiny.caches.num_blocks
+    batch = tiny.batch([(64 * 8, 0)] * (blocks // 8))
+    assert {page for pages in batch.pages for page in pages} == set(range(blocks))
+    with pytest.raises(ValueError, match=f"num_blocks: expected at least {blocks + 1}, got {blocks}"):
+        tiny.batch([(64 * 8, 0)] * (blocks // 8), [(1, 0)])
+
+
+FLOWS: dict[str, tuple[dict[str, Any], dict[str, Any], bool]] = {
+    "pages alone": ({"contexts": [(33, 0), (20, 70)]}, {"contexts": [(33, 0), (20, 70)]}, True),
+    "decode, other lengths": ({"generations": [(1, 200), (1, 9)]}, {"generations": [(1, 3), (1, 80)]}, True),
+    "prompts cut elsewhere": ({"contexts": [(33, 0), (20, 0)]}, {"contexts": [(13, 0), (40, 0)]}, True),
+    "a request more": ({"contexts": [(53, 0)]}, {"contexts": [(13, 0), (40, 0)]}, False),
+    "a token fewer": ({"contexts": [(53, 0)]}, {"contexts": [(52, 0)]}, False),
+    "short against long prompts": ({"contexts": [(64, 0), (64, 0)]}, {"contexts": [(65, 0), (63, 0)]}, False),
+    "short against long decode": ({"generations": [(1, 9)]}, {"generations": [(1, 90)]}, False),
+    "other keys to gather": ({"contexts": [(9, 70)]}, {"contexts": [(9, 71)]}, False),
+    "queries of two": ({"generations": [(1, 90)] * 2}, {"generations": [(2, 90)]}, False),
+    "contexts against generations": ({"contexts": [(1, 90)]}, {"generations": [(1, 90)]}, False),
+}
+
+
+@pytest.mark.parametrize("name", FLOWS)
+def test_control_flow_is_equal_where_python_would_do_the_same(make_bench, shapes, name):
+    """Counts, chunks and shortcuts decide; pages, and lengths that only the device reads, do not."""
+    bench = make_bench(shapes["glm-like"])
+    first, second, equal = FLOWS[name]
+    flows = []
+    for seed, lengths in ((1, first), (2, second)):
+        bench.metadata.prepare(bench.batch(**lengths, seed=seed))
+        flows.append(bench.metadata.control_flow())
+    assert (flows[0] == flows[1]) is equal
+    assert len(set(flows)) == (1 if equal else 2)
+
+
+def test_plain_mla_s_control_flow_knows_each_prompt(plain):
+    """Its dense attention goes request by request in Python."""
+    flows = []
+    for lengths in ([(33, 0), (20, 0)], [(20, 0), (33, 0)]):
+        plain.metadata.prepare(plain.batch(lengths))
+        flows.append(plain.metadata.control_flow())
+    assert flows[0] != flows[1]
+
+
+def test_op1_depends_on_no_batch_unless_it_selects(make_bench, shapes):
+    """At logits on the shortcut for short sequences, and on whether the batch may be captured there at all."""
+    bench = make_bench(shapes["glm-like"])
+    flows = {}
+    for name, lengths in (
+        ("short", {"contexts": [(64, 0)]}),
+        ("other short", {"contexts": [(20, 0), (9, 0)]}),
+        ("long", {"contexts": [(65, 0)]}),
+        ("cached", {"contexts": [(9, 9)]}),
+        ("decode", {"generations": [(1, 9)]}),
+    ):
+        bench.metadata.prepare(bench.batch(**lengths))
+        assert {bench.metadata.proj_control_flow(b) for b in ("proj", "index_quant", "cache_update")} == {()}
+        flows[name] = bench.metadata.proj_control_flow("logits")
+    assert flows["short"] == flows["other short"] != flows["long"]
+    assert flows["cached"] == flows["decode"] and flows["cached"] not in (flows["short"], flows["long"])
+
+
 def test_a20_context_buffers_stay_where_a_captured_graph_reads_them(tiny):
     """Full-KV slots, latent rows and chunk bounds of the next batch of the same shape are at the same addresses."""
 
