@@ -170,7 +170,7 @@ class Ledger(Record):
     weights_bytes: int
     caches_bytes: int
     buffers_bytes: int
-    workspace_bytes: int | None = None  # allocated and not ours: cuBLAS workspaces
+    workspace_bytes: int | None = None  # allocated, none of those: library workspaces, rotation tables, spare inputs
     slack_bytes: int | None = None  # reserved by the allocator's default pool, not allocated
     sizes: tuple[SizeFacts, ...] = ()  # in the order of capture
     device_bytes: int | None = None  # what the device reports as used after all captures

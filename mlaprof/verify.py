@@ -7,17 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from mlaprof.layer import reference
 from mlaprof.layer.batch import Batch
 from mlaprof.layer.cache import Caches
 from mlaprof.layer.context import ForwardContext
 from mlaprof.layer.mla import MLA, NUM_PROJ_TENSORS
+from mlaprof.layer.ops import NAMESPACE
 from mlaprof.layer.stack import Stack
 from mlaprof.records import Check
+from mlaprof.study import PR_BOUNDARY
 
 # bf16 products in series against fp32. The largest of 168 layer checks on an H100 (2026-11-23, V3.2 and GLM-5, TP1 and
 # TP8, 1 to 8192 tokens) were 0.0114 for a row, 0.038 for an index key and 0.023 for the top-k; a wrong page, scale or
@@ -114,6 +119,47 @@ def finite(name: str, output: Tensor) -> Check:
     return Check(name=f"{name}: non-finite elements", value=float((~output.isfinite()).sum()), limit=0.0)
 
 
+def undeclared_writes(stack: Stack, hidden_states: Tensor, position_ids: Tensor) -> list[Check]:
+    """How many tensor arguments each registered operator writes that its schema does not declare, in one eager run.
+
+    A graph optimizer trusts the schema: it may give such an operator a copy, or drop it (TensorRT-LLM's `inplace_info`
+    exists for that). And whoever runs Op 2 twice on the same arguments, as a benchmark does, must get the same result.
+    """
+    with (watch := _Writes()):
+        stack(hidden_states, position_ids)
+    return [
+        Check(name=f"{name}: arguments written against its schema", value=float(count), limit=0.0)
+        for name, count in watch.undeclared.items()
+    ]
+
+
+class _Writes(TorchDispatchMode):
+    """Looks at the arguments of mlaprof's operators before and after each call."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.undeclared: dict[str, int] = {}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        name = func._schema.name
+        if not name.startswith(f"{NAMESPACE}::"):
+            return func(*args, **(kwargs or {}))
+        declared = zip(func._schema.arguments, args, strict=False)
+        constant = [value for argument, value in declared if not (argument.alias_info and argument.alias_info.is_write)]
+        watched = [leaf for leaf in tree_leaves(constant) if isinstance(leaf, Tensor)]
+        before = [tensor.clone() for tensor in watched]
+        result = func(*args, **(kwargs or {}))
+        changed = sum(not _same(old, new) for old, new in zip(before, watched, strict=True))
+        self.undeclared[name] = self.undeclared.get(name, 0) + changed
+        return result
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return torch.equal(one.contiguous().view(torch.uint8), other.contiguous().view(torch.uint8))
+
+
 def sampled_rows(num_tokens: int) -> list[int]:
     """First, last and evenly spread rows of the batch, at most SAMPLED_ROWS."""
     if num_tokens <= SAMPLED_ROWS:
@@ -148,7 +194,9 @@ def _selection(
     probed: Probe, batch: Batch, position_ids: Tensor, context: ForwardContext, rows: Sequence[int]
 ) -> dict[int, Tensor]:
     """The positions each row attends to, as the layer itself selects them (everything, for dense attention)."""
-    attn, num_tokens = probed.attn, batch.num_tokens
+    # Whatever the boundary, the selection is the same; at the PR's the indexer's four tensors can be had.
+    attn = probed.attn.variant(form=probed.attn.form, tiles=probed.attn.tiles, boundary=PR_BOUNDARY)
+    num_tokens = batch.num_tokens
     everything = {row: torch.arange(int(position_ids[row]) + 1, device=position_ids.device) for row in rows}
     if attn.indexer is None:
         return everything

@@ -7,8 +7,7 @@ from datetime import UTC, datetime
 import torch
 
 from mlaprof.capture.graphs import CaptureError
-from mlaprof.records import GraphFacts, Job, Measurement, Outcome, Point, Stage, Started
-from mlaprof.worker.rig import Arm
+from mlaprof.records import Job, Measurement, Outcome, Point, Stage, Started
 
 Event = Started | Measurement
 
@@ -62,15 +61,3 @@ def recover(job: Job) -> None:
         torch.cuda.empty_cache()
     except RuntimeError as error:
         raise ContextLost from error
-
-
-def graph_facts(arm: Arm, capture_s: float) -> GraphFacts:
-    facts = arm.runner.facts(arm.point.num_tokens)
-    return GraphFacts(
-        captured_segments=facts.captured_segments,
-        eager_segments=facts.eager_segments,
-        graph_launches=facts.graph_launches,
-        graph_nodes=facts.graph_nodes,
-        capture_s=capture_s,
-        padded_tokens=facts.num_tokens,
-    )

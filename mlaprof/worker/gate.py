@@ -1,71 +1,161 @@
-"""The gate before the clock: no arm is timed whose output is not proven.
+"""The gate before the clock, and behind it: no arm shows a time whose output is not proven.
 
-The first arm of each tile configuration is compared with the oracle; every other eager arm with that one, bit for
-bit; every captured arm with its own eager run at the same padded size, under inputs it was not captured with and with
-its output poisoned before the replay.
+Eager runs are compared with the fp32 oracle, or bit for bit with one that was. Every captured arm is replayed under
+several metadata sets and must equal its own eager run at the same padded size, bit for bit. Before each such replay
+everything that could hold the right answer by chance is spoilt: the output and the cache rows of the batch are NaN, so
+are the padding rows of the input, freed memory has been taken and overwritten by others, and another captured size has
+run in between.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from mlaprof import verify
-from mlaprof.layer.batch import Batch
-from mlaprof.records import Check
-from mlaprof.worker.rig import INPUT_SETS, Arm, Rig
+from mlaprof.capture.addresses import StaleAddress
+from mlaprof.layer.variations import Variation
+from mlaprof.records import Check, GateFacts
+from mlaprof.worker.arms import Arm
+from mlaprof.worker.rig import Rig
+
+CHURN_BYTES = tuple(2**power for power in range(9, 26, 2))  # 512 B to 32 MiB
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the gate says of one arm."""
+
+    checks: tuple[Check, ...]
+    facts: GateFacts | None  # None without a graph
+
+    @property
+    def wrong(self) -> list[Check]:
+        return [check for check in self.checks if not check.passed]
 
 
 class Gate:
-    """Checks the arms of one cell; keep one a cell."""
+    """Checks the arms of one cell; keep one a cell. Leaves the cell's own batch loaded and the caches as they were."""
 
-    def __init__(self, rig: Rig, batch: Batch) -> None:
+    def __init__(self, rig: Rig, num_tokens: int) -> None:
         self._rig = rig
-        self._batch = batch
-        self._proven: dict[tuple[str, bool], list[Tensor]] = {}  # eager outputs, an input set each
+        self._num_tokens = num_tokens
+        self._proven: dict[tuple[object, ...], Tensor] = {}  # eager outputs that passed the oracle
 
-    def check(self, arm: Arm) -> tuple[Check, ...]:
+    def check(self, arm: Arm) -> Verdict:
         """Every comparison that arm needs; all must pass."""
-        rig, num_tokens = self._rig, arm.point.num_tokens
-        with arm.context:
-            # Captured first: memory freed by an eager run may still hold the right answer.
-            captured = self._captured_outputs(arm) if arm.graphs is not None else []
-            eager = []
-            for number in range(INPUT_SETS):
-                rig.load_hidden(number, num_tokens)
-                eager.append(arm.stack(*rig.buffers.slice(self._rows(arm)))[:num_tokens].clone())
-            rig.load_hidden(0, num_tokens)
-            checks = self._prove_eager(arm, eager)
-            for number, got in enumerate(captured):
-                checks.append(verify.same_bits(f"input set {number}", eager[number], got))
-        return tuple(checks)
-
-    def _captured_outputs(self, arm: Arm) -> list[Tensor]:
-        outputs = []
-        for number in reversed(range(INPUT_SETS)):  # captured with set 0, so set 1 is the first to replay
-            self._rig.load_hidden(number, arm.point.num_tokens)
-            output = arm.runner.run(arm.point.num_tokens)
-            output.fill_(torch.nan)
-            outputs.append(arm.runner.run(arm.point.num_tokens).clone())
-        return outputs[::-1]
-
-    def _prove_eager(self, arm: Arm, eager: list[Tensor]) -> list[Check]:
         rig = self._rig
+        with arm.context:
+            if not self._captured(arm):
+                rig.load(self._num_tokens)
+                rows = self._rows(arm)
+                with rig.kept_caches():
+                    _, checks = self._eager(arm, "own batch", rows)
+                    checks += verify.undeclared_writes(arm.stack, *rig.buffers.slice(rows))
+                return Verdict(tuple(checks), None)
+            return self._check_replays(arm)
+
+    def recheck(self, arm: Arm, verdict: Verdict) -> Verdict:
+        """The same arm behind its timed rounds: the own batch once more."""
+        if verdict.facts is None:
+            return verdict
+        rig = self._rig
+        with arm.context:
+            rig.load(self._num_tokens)
+            checks = self._compare(arm, "own batch, after timing")
+            rig.load(self._num_tokens)
+        facts = verdict.facts.model_copy(update={"after_timing": True, "replays": verdict.facts.replays + 1})
+        return Verdict((*verdict.checks, *checks), facts)
+
+    def _check_replays(self, arm: Arm) -> Verdict:
+        rig, checks, names = self._rig, [], []
+        others = [size for size in rig.capture_sizes(arm.point) if size != self._rows(arm)]
+        interleaved: dict[int, None] = {}
+        for number, variation in self._sets(arm):
+            if others:
+                other = others[number % len(others)]
+                if self._interleave(arm, other):
+                    interleaved[other] = None
+            rig.load_variation(variation, number)
+            checks += self._compare(arm, variation.name)
+            names.append(variation.name)
+        rig.load(self._num_tokens)
+        facts = GateFacts(
+            sets=tuple(names), replays=len(names), interleaved=tuple(sorted(interleaved)), after_timing=False
+        )
+        return Verdict(tuple(checks), facts)
+
+    def _sets(self, arm: Arm) -> list[tuple[int, Variation]]:
+        """Metadata sets that this arm's graph serves. The own batch comes last: the graph was captured with it."""
+        rig = self._rig
+        smaller = [size for size in rig.capture_sizes(arm.point) if size < self._num_tokens]
+        every = list(enumerate(rig.variations(self._num_tokens, below=max(smaller, default=0))))
+        served = []
+        for number, variation in every:
+            batch = rig.load_variation(variation, number)
+            if arm.runner.facts(batch.num_tokens).graph_launches:
+                served.append((number, variation))
+        return served[1:] + served[:1]
+
+    def _compare(self, arm: Arm, name: str) -> list[Check]:
+        """Replay against eager on the batch that is loaded."""
+        rig, num_tokens = self._rig, self._rig.metadata.num_tokens
+        rows = arm.runner.facts(num_tokens).num_tokens
+        rig.spoil_padding(num_tokens, rows)
+        with rig.kept_caches():
+            # Captured first: memory freed by an eager run may still hold the right answer.
+            arm.runner.run(num_tokens).fill_(torch.nan)
+            rig.poison_caches()
+            churn(rig.device)
+            try:
+                replayed = arm.runner.verified_run(num_tokens).clone()
+            except StaleAddress as error:
+                return [Check(name=f"{name}: {error}", value=1.0, limit=0.0)]
+            eager, checks = self._eager(arm, name, rows)
+        return [*checks, verify.same_bits(name, eager, replayed)]
+
+    def _interleave(self, arm: Arm, size: int) -> bool:
+        """Replay another captured size on its own batch, if there is one."""
+        rig = self._rig
+        try:
+            rig.load(size)
+        except ValueError:
+            return False
+        with rig.kept_caches():
+            arm.runner.run(size)
+        return True
+
+    def _eager(self, arm: Arm, name: str, rows: int) -> tuple[Tensor, list[Check]]:
+        """The eager output on the batch that is loaded, proven; the caches hold its writes afterwards."""
+        rig, num_tokens = self._rig, self._rig.metadata.num_tokens
+        hidden, positions = rig.buffers.slice(rows)
         # Short MHA is off under compile, so those arms compute another way when it applies.
         dense = arm.context.compiled and rig.job.layer.options.short_seq_mha_threshold > 0
-        key = (arm.point.tiles_label, dense)
+        key = (arm.point.tiles_label, dense, rows, rig.loaded)
         if key in self._proven:
-            pairs = zip(self._proven[key], eager, strict=True)
-            return [verify.same_bits(f"eager, input set {i}", want, got) for i, (want, got) in enumerate(pairs)]
-        checks = [verify.finite("eager output", output) for output in eager]
-        hidden, positions = rig.buffers.slice(arm.point.num_tokens)
-        _, probes = verify.probe(arm.stack, hidden, positions)
+            output = arm.stack(hidden, positions)[:num_tokens].clone()
+            return output, [verify.same_bits(f"eager, {name}", self._proven[key], output)]
+        whole, probes = verify.probe(arm.stack, hidden, positions)
+        output = whole[:num_tokens].clone()
+        checks = [verify.finite(f"eager output, {name}", output)]
         for probed, weights in zip(probes, rig.weights, strict=True):
-            checks += verify.against_oracle(probed, weights, self._batch, rig.caches, positions, arm.context)
+            for check in verify.against_oracle(probed, weights, rig.batch, rig.caches, positions, arm.context):
+                checks.append(check.model_copy(update={"name": f"{name}, {check.name}"}))
         # Only what passed: a wrong output that a later arm repeats bit for bit is wrong there too.
         if all(check.passed for check in checks):
-            self._proven[key] = eager
-        return checks
+            self._proven[key] = output
+        return output, checks
+
+    def _captured(self, arm: Arm) -> bool:
+        return arm.graphs is not None and arm.runner.facts(self._num_tokens).graph_launches > 0
 
     def _rows(self, arm: Arm) -> int:
-        return arm.runner.facts(arm.point.num_tokens).num_tokens
+        return arm.runner.facts(self._num_tokens).num_tokens
+
+
+def churn(device: torch.device) -> None:
+    """Take blocks of many sizes, fill them with NaN and give them back, as an engine's other work does."""
+    blocks = [torch.full((size // 4,), torch.nan, device=device) for size in CHURN_BYTES]
+    del blocks

@@ -1,17 +1,26 @@
-"""The three kinds of job: timing, memory, compile. Each yields Started events and one Measurement a Point."""
+"""The kinds of job. Each yields Started events and one Measurement a Point."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 
-from mlaprof.records import Job
+from mlaprof.records import Job, Kind
 from mlaprof.worker.compiling import compile_job
+from mlaprof.worker.counting import counts_job
+from mlaprof.worker.dispatching import dispatch_job
 from mlaprof.worker.events import Event, failure, recover, started
 from mlaprof.worker.memory import memory_job
 from mlaprof.worker.rig import Rig
 from mlaprof.worker.timing import timing_job
+
+WITHOUT_A_LAYER: dict[Kind, Callable[[Job], Iterator[Event]]] = {"compile": compile_job, "dispatch": dispatch_job}
+WITH_A_LAYER: dict[Kind, Callable[[Rig], Iterator[Event]]] = {
+    "timing": timing_job,
+    "memory": memory_job,
+    "counts": counts_job,
+}
 
 
 def run_job(job: Job) -> Iterator[Event]:
@@ -19,8 +28,8 @@ def run_job(job: Job) -> Iterator[Event]:
 
     Raises ContextLost after the Measurement of the Point that broke the CUDA context.
     """
-    if job.kind == "compile":
-        yield from compile_job(job)
+    if job.kind in WITHOUT_A_LAYER:
+        yield from WITHOUT_A_LAYER[job.kind](job)
         return
     with torch.inference_mode():
         yield started(job, job.points[0], "build")
@@ -31,4 +40,4 @@ def run_job(job: Job) -> Iterator[Event]:
                 yield failure(job, point, "build", error)
             recover(job)
             return
-        yield from (timing_job(rig) if job.kind == "timing" else memory_job(rig))
+        yield from WITH_A_LAYER[job.kind](rig)

@@ -1,42 +1,107 @@
-"""A memory job: one mode in a fresh process, all its sizes, largest first: its pool is weighed as an engine uses it."""
+"""A memory job: one way of running in a fresh process, all its sizes, largest first: its pool is weighed as an engine
+uses it."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from time import perf_counter
 
 from mlaprof.machine.nvml import Nvml
-from mlaprof.measure.memory import CpuMeter, CudaMeter, MemoryMeter
-from mlaprof.records import MemoryUse, Outcome, Point
-from mlaprof.worker.events import Event, failure, graph_facts, measurement, recover, started
+from mlaprof.measure.memory import CpuMeter, CudaMeter, DeviceReading, MemoryMeter, weigh_capture
+from mlaprof.records import Ledger, MemoryUse, Outcome, SizeFacts
+from mlaprof.worker.arms import Arm
+from mlaprof.worker.events import Event, failure, measurement, recover, started
+from mlaprof.worker.prepare import Prepared, capture_size, graph_facts, not_captured
 from mlaprof.worker.rig import Rig
+
+EAGER_STEPS = 2  # a size, before the base is read: libraries load their kernels at first use
 
 
 def memory_job(rig: Rig) -> Iterator[Event]:
+    """Capture every size under a scale, then weigh a step of each Point. Every Measurement carries the whole ledger."""
     job = rig.job
     meter: MemoryMeter = CudaMeter() if job.device == "cuda" else CpuMeter()
+    broken: dict[int, Exception] = {}
+    yield started(job, job.points[0], "capture")
+    try:
+        arm = rig.arm(job.points[0])
+        ledger = _ledger(rig, arm, meter, broken)
+    except Exception as error:
+        for point in job.points:
+            yield failure(job, point, "capture", error)
+        recover(job)
+        return
     with Nvml() as nvml:
         for point in job.points:
             yield started(job, point, "measure")
             try:
-                event = _weigh(rig, point, meter, nvml)
+                if point.num_tokens in broken:
+                    raise broken[point.num_tokens]
+                event = _weigh(rig, arm.at(point), meter, nvml, ledger)
             except Exception as error:
-                yield failure(job, point, "measure", error)
+                yield failure(job, point, "capture" if point.num_tokens in broken else "measure", error)
                 recover(job)
                 continue
             yield event
 
 
-def _weigh(rig: Rig, point: Point, meter: MemoryMeter, nvml: Nvml) -> Event:
-    rig.load(point)
-    arm = rig.arm(point)
+def _ledger(rig: Rig, arm: Arm, meter: MemoryMeter, broken: dict[int, Exception]) -> Ledger:
+    """What is there before the first capture, and what each size adds. Sizes that fail are told, and put in broken."""
+    sizes = rig.capture_sizes(arm.point)
+    for size in sizes:
+        _run_eagerly(rig, arm, size)
+    base = meter.reading()
+    facts: list[SizeFacts] = []
+    pool_bytes = 0
+    for size in sizes if arm.graphs is not None else ():
+        try:
+            with weigh_capture(meter) as weight:
+                found = capture_size(rig, arm, size)
+        except Exception as error:
+            broken[size] = error
+            facts.append(not_captured(size, error))
+            recover(rig.job)
+            continue
+        assert arm.graphs is not None
+        before, pool_bytes = pool_bytes, arm.graphs.pool_bytes()
+        grown = {"pool_bytes": pool_bytes - before, **vars(weight)}
+        facts.append(found.model_copy(update=grown))
+    after = meter.reading()
+    ours = {name: getattr(rig, name) for name in ("weights_bytes", "caches_bytes", "buffers_bytes")}
+    return Ledger(
+        hold=arm.hold,
+        **ours,
+        **({} if base is None else _base(base, sum(ours.values()))),
+        sizes=tuple(facts),
+        device_bytes=None if after is None else after.device_bytes,
+    )
+
+
+def _base(reading: DeviceReading, ours_bytes: int) -> dict[str, int]:
+    return {
+        "context_bytes": reading.outside_bytes,
+        "workspace_bytes": reading.default_allocated_bytes - ours_bytes,
+        "slack_bytes": reading.slack_bytes,
+    }
+
+
+def _run_eagerly(rig: Rig, arm: Arm, size: int) -> None:
+    try:
+        rig.load(size)
+    except ValueError:
+        return  # a bucket without a batch: its capture will say so
+    with arm.context, rig.kept_caches():
+        for _ in range(EAGER_STEPS):
+            arm.stack(*rig.buffers.slice(size))
+
+
+def _weigh(rig: Rig, arm: Arm, meter: MemoryMeter, nvml: Nvml, ledger: Ledger) -> Event:
+    num_tokens = arm.point.num_tokens
+    rig.load(num_tokens)
     with arm.context:
-        begin_s = perf_counter()
-        arm.runner.prepare([point.num_tokens])
-        capture_s = perf_counter() - begin_s if arm.graphs is not None else 0.0
+        arm.runner.run(num_tokens)
         meter.begin()
-        arm.runner.run(point.num_tokens)
+        arm.runner.run(num_tokens)
         peak_bytes = meter.peak_bytes()
     cuda = rig.device.type == "cuda"
     memory = MemoryUse(
@@ -47,9 +112,10 @@ def _weigh(rig: Rig, point: Point, meter: MemoryMeter, nvml: Nvml) -> Event:
         allocator_peak_bytes=peak_bytes if cuda else None,
         host_peak_bytes=None if cuda else peak_bytes,
         nvml_process_bytes=_process_bytes(nvml) if cuda else None,
+        ledger=ledger,
     )
-    graph = graph_facts(arm, capture_s)
-    return measurement(rig.job, point, Outcome(status="ok"), memory=memory, graph=graph)
+    graph = graph_facts(Prepared(arm, prepare_s=None))
+    return measurement(rig.job, arm.point, Outcome(status="ok"), memory=memory, graph=graph)
 
 
 def _process_bytes(nvml: Nvml) -> int | None:

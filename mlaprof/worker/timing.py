@@ -10,10 +10,12 @@ import torch
 
 from mlaprof.machine.nvml import Nvml, Reading
 from mlaprof.measure.timing import ArmSamples, Clock, CpuClock, CudaClock, sample_rounds
-from mlaprof.records import Check, GraphFacts, Job, Outcome, Point, Timing
-from mlaprof.worker.events import Event, failure, graph_facts, measurement, recover, started
-from mlaprof.worker.gate import Gate
-from mlaprof.worker.rig import Arm, Rig, cells
+from mlaprof.records import GraphFacts, Job, Outcome, Point, Timing
+from mlaprof.worker.arms import Arm
+from mlaprof.worker.events import Event, failure, measurement, recover, started
+from mlaprof.worker.gate import Gate, Verdict
+from mlaprof.worker.prepare import Prepared, graph_facts, prepare
+from mlaprof.worker.rig import Rig, cells
 
 Read = Callable[[], "_Beside"]
 TIME_SHARE = 0.5  # of point_timeout_s may go to the samples of one cell; the parent kills at all of it
@@ -23,7 +25,7 @@ TIME_SHARE = 0.5  # of point_timeout_s may go to the samples of one cell; the pa
 class _Ready:
     arm: Arm
     graph: GraphFacts
-    checks: tuple[Check, ...]
+    verdict: Verdict
     first_call_s: float
 
 
@@ -36,73 +38,93 @@ class _Beside:
 
 
 def timing_job(rig: Rig) -> Iterator[Event]:
+    """Capture every arm at every size first, so that all see the same allocator; then prove and sample cell by cell."""
     job = rig.job
     clock = _clock(job)
+    prepared: dict[str, Prepared] = {}
+    for points in cells(job.points):
+        for point in points:
+            yield started(job, point, "capture")
+            try:
+                prepared[point.key] = prepare(rig, point)
+            except Exception as error:
+                yield failure(job, point, "capture", error)
+                recover(job)
     with Nvml() as nvml:
         for points in cells(job.points):
-            yield from _cell(rig, points, clock, _reader(job, nvml, clock))
+            ready = [prepared[point.key] for point in points if point.key in prepared]
+            yield from _cell(rig, ready, clock, _reader(job, nvml, clock))
 
 
-def _cell(rig: Rig, points: list[Point], clock: Clock, reading: Read) -> Iterator[Event]:
+def _cell(rig: Rig, prepared: list[Prepared], clock: Clock, reading: Read) -> Iterator[Event]:
+    if not prepared:
+        return
     job = rig.job
-    gate = Gate(rig, rig.load(points[0]))
+    gate = Gate(rig, prepared[0].arm.point.num_tokens)
     ready: list[_Ready] = []
-    for point in points:
-        yield started(job, point, "capture")
-        try:
-            arm, first_call_s, capture_s = _prepare(rig, point, clock)
-        except Exception as error:
-            yield failure(job, point, "capture", error)
-            recover(job)
-            continue
+    for each in prepared:
+        arm, point = each.arm, each.arm.point
         yield started(job, point, "verify")
         try:
-            checks = gate.check(arm)
+            first_call_s = _first_call_s(rig, each, clock)
+            verdict = gate.check(arm)
         except Exception as error:
             yield failure(job, point, "verify", error)
             recover(job)
             continue
-        facts = graph_facts(arm, capture_s)
-        wrong = [check for check in checks if not check.passed]
-        if wrong:
-            reason = "; ".join(f"{check.name} {check.value:.3g}, limit {check.limit:g}" for check in wrong)
-            outcome = Outcome(status="incorrect", stage="verify", reason=reason)
-            yield measurement(job, point, outcome, checks=checks, graph=facts)
+        facts = graph_facts(each)
+        if verdict.wrong:
+            yield _incorrect(job, point, verdict, facts)
             continue
-        ready.append(_Ready(arm, facts, checks, first_call_s))
+        ready.append(_Ready(arm, facts, verdict, first_call_s))
     if not ready:
         return
     yield started(job, ready[0].arm.point, "measure")
     try:
         samples = _sample(rig, ready, clock, reading)
+        verdicts = [gate.recheck(each.arm, each.verdict) for each in ready]
     except Exception as error:
-        for each in ready:
-            yield failure(job, each.arm.point, "measure", error)
+        for lost in ready:
+            yield failure(job, lost.arm.point, "measure", error)
         recover(job)
         return
-    for each in ready:
-        timing = _timing(job, clock, samples[each.arm.point.key], each.first_call_s)
+    for done, verdict in zip(ready, verdicts, strict=True):
+        point = done.arm.point
+        if verdict.wrong:
+            yield _incorrect(job, point, verdict, done.graph)
+            continue
+        timing = _timing(job, clock, samples[point.key], done.first_call_s)
         yield measurement(
-            job, each.arm.point, Outcome(status="ok"), timing=timing, checks=each.checks, graph=each.graph
+            job,
+            point,
+            Outcome(status="ok"),
+            timing=timing,
+            checks=verdict.checks,
+            gate=verdict.facts,
+            graph=done.graph,
         )
 
 
-def _prepare(rig: Rig, point: Point, clock: Clock) -> tuple[Arm, float, float]:
-    """(arm, seconds until its first result, seconds of that for tracing and capture)."""
+def _incorrect(job: Job, point: Point, verdict: Verdict, facts: GraphFacts) -> Event:
+    reason = "; ".join(f"{check.name} {check.value:.3g}, limit {check.limit:g}" for check in verdict.wrong)
+    outcome = Outcome(status="incorrect", stage="verify", reason=reason)
+    return measurement(job, point, outcome, checks=verdict.checks, gate=verdict.facts, graph=facts)
+
+
+def _first_call_s(rig: Rig, prepared: Prepared, clock: Clock) -> float:
+    """Seconds until the first result: preparation and one run."""
+    rig.load(prepared.arm.point.num_tokens)
     begin_s = perf_counter()
-    arm = rig.arm(point)
-    with arm.context:
-        arm.runner.prepare([point.num_tokens])
+    with prepared.arm.context:
+        prepared.arm.runner.run(prepared.arm.point.num_tokens)
         clock.settle()
-        captured_s = perf_counter()
-        arm.runner.run(point.num_tokens)
-        clock.settle()
-    end_s = perf_counter()
-    return arm, end_s - begin_s, captured_s - begin_s if arm.graphs is not None else 0.0
+    return (prepared.prepare_s or 0.0) + perf_counter() - begin_s
 
 
 def _sample(rig: Rig, ready: list[_Ready], clock: Clock, reading: Read) -> dict[str, ArmSamples[_Beside]]:
     spec = rig.job.measure
+    for each in ready:  # padding rows as an engine's buffers hold them, not the gate's NaN
+        rig.load_hidden(0, each.graph.padded_tokens)
     deadline_s = perf_counter() + TIME_SHARE * spec.point_timeout_s
     return sample_rounds(
         {each.arm.point.key: _step(each.arm) for each in ready},

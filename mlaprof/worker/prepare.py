@@ -1,0 +1,89 @@
+"""An arm made ready: its sizes captured, largest first, and what that took."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+from time import perf_counter
+
+from mlaprof.capture.graphs import CaptureError, Nodes
+from mlaprof.records import GraphFacts, NodeCounts, Point, SizeFacts
+from mlaprof.study import BUCKETED_MODES
+from mlaprof.worker.arms import Arm
+from mlaprof.worker.rig import Rig
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An arm whose Point can be run."""
+
+    arm: Arm
+    prepare_s: float | None  # tracing, warm-ups, capture, instantiation and first replay of what this Point needed
+
+
+def prepare(rig: Rig, point: Point) -> Prepared:
+    """Capture what the Point needs: its own token count, or, of a bucketed mode with sizes given, all of those once.
+
+    Raises CaptureError where its own token count cannot be captured. A bucket that cannot be is passed over, as engines
+    do: the memory job tells of it, and the Points that it would have served fall back to a larger one or to eager.
+    """
+    arm = rig.arm(point)
+    begin_s = perf_counter()
+    if point.mode in BUCKETED_MODES and rig.job.capture.sizes is not None:
+        if not arm.tried:
+            arm.tried.update(rig.capture_sizes(point))
+            for size in rig.capture_sizes(point):
+                with suppress(CaptureError, ValueError):
+                    capture_size(rig, arm, size)
+        rig.load(point.num_tokens)
+    else:
+        capture_size(rig, arm, point.num_tokens)
+    return Prepared(arm, perf_counter() - begin_s if arm.graphs is not None else 0.0)
+
+
+def capture_size(rig: Rig, arm: Arm, size: int) -> SizeFacts:
+    """Capture one size on the study's own batch of that many tokens. Memory is left to who weighs it.
+
+    Raises ValueError where there is no such batch, CaptureError where the capture fails.
+    """
+    rig.load(size)
+    with arm.context:
+        [facts] = arm.runner.prepare([size])
+    return SizeFacts(
+        num_tokens=size,
+        state="captured",
+        nodes=node_counts(facts.nodes),
+        capture_s=facts.capture_s,
+        instantiate_s=facts.instantiate_s,
+        first_replay_s=facts.first_replay_s,
+    )
+
+
+def not_captured(size: int, error: Exception) -> SizeFacts:
+    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    return SizeFacts(num_tokens=size, state="not_captured", reason=reason[:2000])
+
+
+def graph_facts(prepared: Prepared) -> GraphFacts:
+    """How the Point is run, as of now; its batch must be loaded."""
+    arm = prepared.arm
+    facts = arm.runner.facts(arm.point.num_tokens)
+    return GraphFacts(
+        state=facts.state,
+        captured_segments=facts.captured_segments,
+        eager_segments=facts.eager_segments,
+        graph_launches=facts.graph_launches,
+        graph_nodes=facts.nodes.total,
+        nodes=node_counts(facts.nodes),
+        prepare_s=prepared.prepare_s,
+        capture_s=facts.capture_s,
+        instantiate_s=facts.instantiate_s,
+        first_replay_s=facts.first_replay_s,
+        padded_tokens=facts.num_tokens,
+        hold=None if arm.graphs is None else arm.hold,
+        multi_stream=arm.context.multi_stream,
+    )
+
+
+def node_counts(nodes: Nodes) -> NodeCounts:
+    return NodeCounts(kernel=nodes.kernel, memcpy=nodes.memcpy, memset=nodes.memset, other=nodes.other)
