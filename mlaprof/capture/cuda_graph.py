@@ -13,10 +13,18 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch._ops import OpOverload
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch._ops import OpOverload, OpOverloadPacket
+from torch.overrides import TorchFunctionMode
 
-from mlaprof.capture.dispatch import is_composite, is_named, is_work, on_storage, replace_tensors, run_break, tensors_in
+from mlaprof.capture.dispatch import (
+    ALLOCATIONS,
+    fresh_tensors,
+    is_named,
+    on_storage,
+    replace_tensors,
+    run_break,
+    tensors_in,
+)
 from mlaprof.capture.graphs import Break, CaptureError, Nodes, first_line, source_line
 
 T = TypeVar("T")
@@ -170,11 +178,15 @@ class _Captures:
         return CudaGraph(graph, _nodes(graph.raw_cuda_graph()), ops, capture_s)
 
 
-class _Breaker(TorchDispatchMode):
-    """Ends the running capture before an operator of breaks, replays it, calls the operator, and begins the next."""
+class _Breaker(TorchFunctionMode):
+    """Ends the running capture before an operator of breaks, replays it, calls the operator, and begins the next.
+
+    It watches torch's functions, not the dispatcher: under a dispatch mode a composite operator such as rms_norm is
+    taken apart, and the graph would hold other kernels, with other bits, than the eager run.
+    """
 
     def __init__(self, captures: _Captures, breaks: frozenset[str]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.steps: list[CudaGraph | Break] = []
         self._captures = captures
         self._breaks = breaks
@@ -191,23 +203,42 @@ class _Breaker(TorchDispatchMode):
             graph.first_replay_s = time.perf_counter() - start
             self.steps.append(graph)
 
-    def __torch_dispatch__(
-        self, func: OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if is_named(func, self._breaks):
+        operator = _operator(func, self._breaks)
+        if operator is not None:
             self.cut()
-            self.steps.append(run_break(func, args, kwargs))
+            self.steps.append(run_break(operator, args, kwargs))
             torch.cuda.current_stream().synchronize()  # an error of the operator shows here, not in the next capture
             self._captures.begin()
             return None
-        if is_composite(func):
-            with self:
-                return func.decompose(*args, **kwargs)
         returned = func(*args, **kwargs)
-        if is_work(func, (args, kwargs), returned):
-            self._ops.append(func.name())
+        if name := _work(func, (args, kwargs), returned):
+            self._ops.append(name)
         return returned
+
+
+def _operator(func: Any, names: frozenset[str]) -> OpOverload | None:
+    """The registered operator behind a call, if names holds it."""
+    overloads = [func] if isinstance(func, OpOverload) else []
+    if isinstance(func, OpOverloadPacket):
+        overloads = [getattr(func, name) for name in func.overloads()]
+    return next((each for each in overloads if is_named(each, names)), None)
+
+
+def _work(func: Any, given: Any, returned: Any) -> str:
+    """The operator's name where the call gave the device something to do, else nothing: views, sizes, allocations."""
+    if isinstance(func, (OpOverload, OpOverloadPacket)):
+        name = str(func.name() if isinstance(func, OpOverload) else func._qualified_op_name)
+        acts = returned is None
+    else:
+        name = f"aten::{getattr(func, '__name__', '')}"
+        acts = name.endswith("_") and not name.endswith("__")
+    if name in ALLOCATIONS:
+        return ""
+    return name if acts or fresh_tensors(given, returned) else ""
 
 
 def _end(graph: torch.cuda.CUDAGraph) -> None:

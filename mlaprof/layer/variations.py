@@ -37,7 +37,12 @@ class Variation:
         return sum(request.new_tokens for request in self.requests)
 
 
-def variations(contexts: Requests, generations: Requests, *, num_tokens_below: int) -> tuple[Variation, ...]:
+SHORT = "short sequences"
+
+
+def variations(
+    contexts: Requests, generations: Requests, *, num_tokens_below: int, short_len: int = 0
+) -> tuple[Variation, ...]:
     """The own batch first, then those that can be made of it.
 
     own batch      the requests given
@@ -45,6 +50,7 @@ def variations(contexts: Requests, generations: Requests, *, num_tokens_below: i
     other lengths  as many new tokens, in other requests on fewer cached tokens, a different number each
     fewer tokens   more than num_tokens_below new tokens, but fewer than the own batch: padding behind them
     idle requests  decode only: the last quarter on one cached token, as an engine pads a batch
+    short sequences  decode only, where the longest is above short_len > 0: none above it, so that the indexer is skipped
     """
     found = [Variation("own batch", contexts, generations), Variation("other pages", contexts, generations)]
     other = Variation("other lengths", _shorter(_recut(contexts)), _shorter(generations))
@@ -54,6 +60,12 @@ def variations(contexts: Requests, generations: Requests, *, num_tokens_below: i
         found.append(Variation("fewer tokens", *fewer))
     if not contexts and (idle := _idle(generations)) != generations:
         found.append(Variation("idle requests", (), idle))
+    if not contexts and 0 < short_len < max(request.kv_len for request in generations):
+        short = (
+            replace(request, cached_tokens=max(0, min(request.cached_tokens, short_len - request.new_tokens)))
+            for request in generations
+        )
+        found.append(Variation(SHORT, (), tuple(short)))
     return tuple(found)
 
 

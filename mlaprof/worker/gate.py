@@ -133,7 +133,9 @@ class Gate:
         hidden, positions = rig.buffers.slice(rows)
         # Short MHA is off under compile, so those arms compute another way when it applies.
         dense = arm.context.compiled and rig.job.layer.options.short_seq_mha_threshold > 0
-        key = (arm.point.tiles_label, dense, rows, rig.loaded)
+        # With padding Op 1 works on more rows than Op 2, so that bits depend on where the boundary lies.
+        boundary = arm.point.boundary if rows != num_tokens else None
+        key = (arm.point.tiles_label, dense, boundary, rows, rig.loaded)
         if key in self._proven:
             output = arm.stack(hidden, positions)[:num_tokens].clone()
             return output, [verify.same_bits(f"eager, {name}", self._proven[key], output)]

@@ -42,20 +42,23 @@ def prepare(rig: Rig, point: Point) -> Prepared:
 
 
 def capture_size(rig: Rig, arm: Arm, size: int) -> SizeFacts:
-    """Capture one size on the study's own batch of that many tokens. Memory is left to who weighs it.
+    """Capture one size on the study's own batch of that many tokens, which is in place afterwards; of a full decode
+    graph also its short variant. The nodes are the own batch's, the seconds those of all. Memory is left to who weighs.
 
     Raises ValueError where there is no such batch, CaptureError where the capture fails.
     """
-    rig.load(size)
-    with arm.context:
-        [facts] = arm.runner.prepare([size])
+    found = []
+    for number, variation in rig.captured_with(arm.point, size):
+        rig.load_variation(variation, number)
+        with arm.context:
+            found += arm.runner.prepare([size])
     return SizeFacts(
         num_tokens=size,
         state="captured",
-        nodes=node_counts(facts.nodes),
-        capture_s=facts.capture_s,
-        instantiate_s=facts.instantiate_s,
-        first_replay_s=facts.first_replay_s,
+        nodes=node_counts(found[-1].nodes),
+        capture_s=sum(each.capture_s for each in found),
+        instantiate_s=sum(each.instantiate_s for each in found),
+        first_replay_s=sum(each.first_replay_s for each in found),
     )
 
 

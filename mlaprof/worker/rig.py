@@ -18,7 +18,7 @@ from mlaprof.layer.cache import allocate
 from mlaprof.layer.metadata import AttnMetadata, MetadataLimits
 from mlaprof.layer.saved import poison_rows, save_rows
 from mlaprof.layer.tiling import layer_tiles
-from mlaprof.layer.variations import Variation, variations
+from mlaprof.layer.variations import SHORT, Variation, variations
 from mlaprof.layer.weights import checkpoint_weights, random_weights
 from mlaprof.measure.memory import tensor_bytes
 from mlaprof.records import Job, Point
@@ -95,7 +95,17 @@ class Rig:
 
     def variations(self, num_tokens: int, below: int = 0) -> tuple[Variation, ...]:
         """Batches to replay a graph of num_tokens with; below: the next smaller captured size."""
-        return variations(*self.requests(num_tokens), num_tokens_below=below)
+        spec = self.job.layer
+        short_len = spec.shape.index_topk if spec.options.skip_indexer_for_short_seqs else 0
+        return variations(*self.requests(num_tokens), num_tokens_below=below, short_len=short_len)
+
+    def captured_with(self, point: Point, size: int) -> list[tuple[int, Variation]]:
+        """The batches that a size is captured with, the study's own last; by number.
+
+        A full graph freezes whether the indexer is skipped, so engines capture decode short and long.
+        """
+        every = list(enumerate(self.variations(size)))
+        return [each for each in every[1:] if point.mode == "full" and each[1].name == SHORT] + every[:1]
 
     def load(self, num_tokens: int) -> Batch:
         """Put the study's own batch of this token count in place."""
