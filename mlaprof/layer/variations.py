@@ -50,7 +50,7 @@ def variations(
     other lengths  as many new tokens, in other requests on fewer cached tokens, a different number each
     fewer tokens   more than num_tokens_below new tokens, but fewer than the own batch: padding behind them
     idle requests  decode only: the last quarter on one cached token, as an engine pads a batch
-    short sequences  decode only, where the longest is above short_len > 0: none above it, so that the indexer is skipped
+    short sequences  decode only, where the longest is above short_len > 0: none is, so that the indexer is skipped
     """
     found = [Variation("own batch", contexts, generations), Variation("other pages", contexts, generations)]
     other = Variation("other lengths", _shorter(_recut(contexts)), _shorter(generations))

@@ -6,6 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from time import perf_counter
 
+from mlaprof.capture import program
 from mlaprof.capture.graphs import CaptureError, Nodes
 from mlaprof.records import GraphFacts, NodeCounts, Point, SizeFacts
 from mlaprof.study import BUCKETED_MODES
@@ -47,7 +48,7 @@ def capture_size(rig: Rig, arm: Arm, size: int) -> SizeFacts:
 
     Raises ValueError where there is no such batch, CaptureError where the capture fails.
     """
-    found = []
+    found: list[program.Prepared] = []
     for number, variation in rig.captured_with(arm.point, size):
         rig.load_variation(variation, number)
         with arm.context:
