@@ -117,11 +117,13 @@ class Gate:
         return [*checks, verify.same_bits(name, eager, replayed)]
 
     def _interleave(self, arm: Arm, size: int) -> bool:
-        """Replay another captured size on its own batch, if there is one."""
+        """Replay another size on its own batch, if there is such a batch and a graph for it."""
         rig = self._rig
         try:
             rig.load(size)
         except ValueError:
+            return False
+        if not arm.runner.facts(size).graph_launches:
             return False
         with rig.kept_caches():
             arm.runner.run(size)
