@@ -1,10 +1,10 @@
 """The gate before the clock, and behind it: no arm shows a time whose output is not proven.
 
 Eager runs are compared with the fp32 oracle, or bit for bit with one that was. Every captured arm is replayed under
-several metadata sets and must equal its own eager run at the same padded size, bit for bit. Before each such replay
-everything that could hold the right answer by chance is spoilt: the output and the cache rows of the batch are NaN, so
-are the padding rows of the input, freed memory has been taken and overwritten by others, and another captured size has
-run in between.
+several metadata sets and must equal its own eager run at the same padded size, bit for bit: in its output, and in the
+cache rows that later steps will read. Before each such replay everything that could hold the right answer by chance is
+spoilt: the output and the cache rows of the batch are NaN, so are the padding rows of the input, freed memory has been
+taken and overwritten by others, and another captured size has run in between.
 """
 
 from __future__ import annotations
@@ -25,6 +25,20 @@ CHURN_BYTES = tuple(2**power for power in range(9, 26, 2))  # 512 B to 32 MiB
 
 
 @dataclass(frozen=True)
+class _Step:
+    """What one step left behind."""
+
+    output: Tensor  # [num_tokens, hidden_size]
+    cache_rows: Tensor  # what it wrote to both caches, bytes
+
+    def same_bits(self, name: str, other: _Step) -> list[Check]:
+        return [
+            verify.same_bits(name, self.output, other.output),
+            verify.same_bits(f"{name}, cache rows", self.cache_rows, other.cache_rows),
+        ]
+
+
+@dataclass(frozen=True)
 class Verdict:
     """What the gate says of one arm."""
 
@@ -42,20 +56,14 @@ class Gate:
     def __init__(self, rig: Rig, num_tokens: int) -> None:
         self._rig = rig
         self._num_tokens = num_tokens
-        self._proven: dict[tuple[object, ...], Tensor] = {}  # eager outputs that passed the oracle
+        self._proven: dict[tuple[object, ...], _Step] = {}  # eager steps that passed the oracle
 
     def check(self, arm: Arm) -> Verdict:
         """Every comparison that arm needs; all must pass."""
         rig = self._rig
         with arm.context:
-            if not self._captured(arm):
-                rig.load(self._num_tokens)
-                rows = self._rows(arm)
-                with rig.kept_caches():
-                    _, checks = self._eager(arm, "own batch", rows)
-                    checks += verify.undeclared_writes(arm.stack, *rig.buffers.slice(rows))
-                return Verdict(tuple(checks), None)
-            return self._check_replays(arm)
+            rig.load(self._num_tokens)  # which graph serves an arm depends on the batch in place
+            return self._check_replays(arm) if self._captured(arm) else self._check_eager(arm)
 
     def recheck(self, arm: Arm, verdict: Verdict) -> Verdict:
         """The same arm behind its timed rounds: the own batch once more."""
@@ -68,6 +76,17 @@ class Gate:
             rig.load(self._num_tokens)
         facts = verdict.facts.model_copy(update={"after_timing": True, "replays": verdict.facts.replays + 1})
         return Verdict((*verdict.checks, *checks), facts)
+
+    def _check_eager(self, arm: Arm) -> Verdict:
+        """An arm without a graph for the own batch. Of one that fell back the pieces are timed, not the stack."""
+        rig, rows = self._rig, self._rows(arm)
+        with rig.kept_caches():
+            if arm.graphs is None:
+                _, checks = self._eager(arm, "own batch", rows)
+            else:
+                checks = self._compare(arm, "own batch")
+            checks += verify.undeclared_writes(arm.stack, *rig.buffers.slice(rows))
+        return Verdict(tuple(checks), None)
 
     def _check_replays(self, arm: Arm) -> Verdict:
         rig, checks, names = self._rig, [], []
@@ -100,7 +119,7 @@ class Gate:
         return served[1:] + served[:1]
 
     def _compare(self, arm: Arm, name: str) -> list[Check]:
-        """Replay against eager on the batch that is loaded."""
+        """The arm's run against eager on the batch that is loaded."""
         rig, num_tokens = self._rig, self._rig.metadata.num_tokens
         rows = arm.runner.facts(num_tokens).num_tokens
         rig.spoil_padding(num_tokens, rows)
@@ -110,11 +129,12 @@ class Gate:
             rig.poison_caches()
             churn(rig.device)
             try:
-                replayed = arm.runner.verified_run(num_tokens).clone()
+                output = arm.runner.verified_run(num_tokens).clone()
             except StaleAddress as error:
                 return [Check(name=f"{name}: {error}", value=1.0, limit=0.0)]
+            ran = _Step(output, rig.cache_rows())
             eager, checks = self._eager(arm, name, rows)
-        return [*checks, verify.same_bits(name, eager, replayed)]
+        return [*checks, *eager.same_bits(name, ran)]
 
     def _interleave(self, arm: Arm, size: int) -> bool:
         """Replay another size on its own batch, if there is such a batch and a graph for it."""
@@ -129,8 +149,8 @@ class Gate:
             arm.runner.run(size)
         return True
 
-    def _eager(self, arm: Arm, name: str, rows: int) -> tuple[Tensor, list[Check]]:
-        """The eager output on the batch that is loaded, proven; the caches hold its writes afterwards."""
+    def _eager(self, arm: Arm, name: str, rows: int) -> tuple[_Step, list[Check]]:
+        """The eager step on the batch that is loaded, proven; the caches hold its writes afterwards."""
         rig, num_tokens = self._rig, self._rig.metadata.num_tokens
         hidden, positions = rig.buffers.slice(rows)
         # Short MHA is off under compile, so those arms compute another way when it applies.
@@ -139,18 +159,18 @@ class Gate:
         boundary = arm.point.boundary if rows != num_tokens else None
         key = (arm.point.tiles_label, dense, boundary, rows, rig.loaded)
         if key in self._proven:
-            output = arm.stack(hidden, positions)[:num_tokens].clone()
-            return output, [verify.same_bits(f"eager, {name}", self._proven[key], output)]
+            step = _Step(arm.stack(hidden, positions)[:num_tokens].clone(), rig.cache_rows())
+            return step, self._proven[key].same_bits(f"eager, {name}", step)
         whole, probes = verify.probe(arm.stack, hidden, positions)
-        output = whole[:num_tokens].clone()
-        checks = [verify.finite(f"eager output, {name}", output)]
+        step = _Step(whole[:num_tokens].clone(), rig.cache_rows())
+        checks = [verify.finite(f"eager output, {name}", step.output)]
         for probed, weights in zip(probes, rig.weights, strict=True):
             for check in verify.against_oracle(probed, weights, rig.batch, rig.caches, positions, arm.context):
                 checks.append(check.model_copy(update={"name": f"{name}, {check.name}"}))
         # Only what passed: a wrong output that a later arm repeats bit for bit is wrong there too.
         if all(check.passed for check in checks):
-            self._proven[key] = output
-        return output, checks
+            self._proven[key] = step
+        return step, checks
 
     def _captured(self, arm: Arm) -> bool:
         return arm.graphs is not None and arm.runner.facts(self._num_tokens).graph_launches > 0

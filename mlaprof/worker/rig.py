@@ -143,6 +143,12 @@ class Rig:
         """NaN where the present batch will write: a cache that is not updated shows."""
         poison_rows(self.caches, self.metadata)
 
+    def cache_rows(self) -> Tensor:
+        """[n] uint8: every byte of the cache rows that the present batch writes, copied."""
+        rows = save_rows(self.caches, self.metadata)
+        parts = (rows.latent, *rows.codes, *rows.scales)
+        return torch.cat([part.contiguous().view(torch.uint8).flatten() for part in parts])
+
     def arm(self, point: Point) -> Arm:
         """The Point's runner; Points of one way and tiles share it, so the module is traced once."""
         key = (point.way, point.tiles_label)
