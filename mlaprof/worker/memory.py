@@ -11,7 +11,7 @@ from mlaprof.measure.memory import CpuMeter, CudaMeter, DeviceReading, MemoryMet
 from mlaprof.records import Ledger, MemoryUse, Outcome, SizeFacts
 from mlaprof.worker.arms import Arm
 from mlaprof.worker.events import Event, failure, measurement, recover, started
-from mlaprof.worker.prepare import Prepared, capture_size, graph_facts, not_captured
+from mlaprof.worker.prepare import Prepared, capture_size, graph_facts, not_captured, passes_over
 from mlaprof.worker.rig import Rig
 
 EAGER_STEPS = 2  # a size, before the base is read: libraries load their kernels at first use
@@ -46,7 +46,8 @@ def memory_job(rig: Rig) -> Iterator[Event]:
 
 
 def _ledger(rig: Rig, arm: Arm, meter: MemoryMeter, broken: dict[int, Exception]) -> Ledger:
-    """What is there before the first capture, and what each size adds. Sizes that fail are told, and put in broken."""
+    """What is there before the first capture, and what each size adds. Sizes that fail are told, and put in broken
+    where the Point of that many tokens cannot be run without."""
     sizes = rig.capture_sizes(arm.point)
     for size in sizes:
         _run_eagerly(rig, arm, size)
@@ -58,7 +59,8 @@ def _ledger(rig: Rig, arm: Arm, meter: MemoryMeter, broken: dict[int, Exception]
             with weigh_capture(meter) as weight:
                 found = capture_size(rig, arm, size)
         except Exception as error:
-            broken[size] = error
+            if not passes_over(rig, arm.point):
+                broken[size] = error
             facts.append(not_captured(size, error))
             recover(rig.job)
             continue

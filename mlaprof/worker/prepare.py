@@ -30,7 +30,7 @@ def prepare(rig: Rig, point: Point) -> Prepared:
     """
     arm = rig.arm(point)
     begin_s = perf_counter()
-    if point.mode in BUCKETED_MODES and rig.job.capture.sizes is not None:
+    if passes_over(rig, point):
         if not arm.tried:
             arm.tried.update(rig.capture_sizes(point))
             for size in rig.capture_sizes(point):
@@ -40,6 +40,11 @@ def prepare(rig: Rig, point: Point) -> Prepared:
     else:
         capture_size(rig, arm, point.num_tokens)
     return Prepared(arm, perf_counter() - begin_s if arm.graphs is not None else 0.0)
+
+
+def passes_over(rig: Rig, point: Point) -> bool:
+    """Whether a size that cannot be captured is left to larger ones or to eager runs, as engines leave a bucket."""
+    return point.mode in BUCKETED_MODES and rig.job.capture.sizes is not None
 
 
 def capture_size(rig: Rig, arm: Arm, size: int) -> SizeFacts:
@@ -53,6 +58,9 @@ def capture_size(rig: Rig, arm: Arm, size: int) -> SizeFacts:
         rig.load_variation(variation, number)
         with arm.context:
             found += arm.runner.prepare([size])
+    if not found[-1].graph_launches:
+        cut = f": it is cut at {arm.runner.stop}" if arm.runner.stop else ""
+        return SizeFacts(num_tokens=size, state="not_captured", reason=f"no piece of the step can be captured{cut}")
     return SizeFacts(
         num_tokens=size,
         state="captured",
