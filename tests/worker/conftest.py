@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
+import torch
 
 from mlaprof.config.load import load_study
 from mlaprof.plan import Plan, expand
-from mlaprof.records import Job, Measurement, Started
-from mlaprof.study import Mode
+from mlaprof.records import Job, Measurement, Point, Started
+from mlaprof.shapes import PRESETS
+from mlaprof.study import BatchSpec, CaptureSpec, LayerSpec, MeasureSpec, Mode
 from mlaprof.worker.jobs import run_job
+from mlaprof.worker.rig import Rig
 
-QUICK = "measure: {cache: warm, min_samples: 30, min_time_s: 0, warmup_s: 0, memory: false}"
+QUICK = "measure: {cache: warm, min_samples: 30, min_time_s: 0, warmup_s: 0, memory: false, counts: false}"
 Planned = Callable[..., Plan]
 Measured = Callable[[Job], dict[Mode, Measurement]]
+RigOf = Callable[..., Rig]
 
 
 @pytest.fixture(scope="session")
@@ -49,11 +54,33 @@ def measured() -> Measured:
     return measure
 
 
+@pytest.fixture(scope="session")
+def rig_of() -> RigOf:
+    """The rig of a timing job of the tiny preset with a Point a size and mode, its arms yet to be prepared."""
+
+    def make(
+        *sizes: int, modes: tuple[Mode, ...], batch: BatchSpec | None = None, num_layers: int = 1, **fields: Any
+    ) -> Rig:
+        capture = {name: fields.pop(name) for name in CaptureSpec.model_fields if name in fields}
+        points = (Point(preset="tiny", num_tokens=size, mode=mode, **fields) for size in sizes for mode in modes)
+        job = Job(
+            kind="timing",
+            device="cpu",
+            layer=LayerSpec(preset="tiny", shape=PRESETS["tiny"], num_layers=num_layers),
+            batch=batch or BatchSpec(),
+            capture=CaptureSpec(**capture),
+            measure=MeasureSpec(),
+            points=tuple(points),
+        )
+        with torch.inference_mode():
+            return Rig(job)
+
+    return make
+
+
 @pytest.fixture(autouse=True)
 def forget_traces() -> Iterator[None]:
     """Each test traces afresh, as a worker process does."""
-    import torch
-
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()
