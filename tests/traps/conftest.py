@@ -20,7 +20,6 @@ from mlaprof.capture.graphs import CaptureError
 from mlaprof.records import BatchSpec, CaptureSpec, Check, Job, LayerSpec, MeasureSpec, Outcome, Point
 from mlaprof.shapes import PRESETS
 from mlaprof.study import PR_BOUNDARY, Boundary, LayerOptions, Mode, Phase
-from mlaprof.worker import gate as gating
 from mlaprof.worker.arms import Arm
 from mlaprof.worker.events import failure
 from mlaprof.worker.gate import Gate
@@ -47,27 +46,34 @@ def device(request: pytest.FixtureRequest) -> str:
 class Bench:
     """A layer at these token counts, the arms that run it, and the gate's word on them."""
 
-    def __init__(self, device: str, sizes: tuple[int, ...], phase: Phase, context_len: int, **options: Any) -> None:
+    def __init__(
+        self,
+        device: str,
+        sizes: tuple[int, ...],
+        phase: Phase,
+        context_len: int,
+        num_layers: int = 1,
+        options: LayerOptions | None = None,
+        **capture: Any,
+    ) -> None:
         self._sizes = sizes
         self._point = Point(
             preset="tiny", phase=phase, num_tokens=sizes[0], context_len=context_len, mode="split_eager"
         )
-        layer = LayerSpec(
-            preset="tiny",
-            shape=PRESETS["tiny"],
-            num_layers=options.pop("num_layers", 1),
-            options=options.pop("options", LayerOptions()),
-        )
-        points = tuple(self._point.model_copy(update={"num_tokens": size}) for size in sizes)
         self.rig = Rig(
             Job(
                 kind="timing",
                 device=device,  # type: ignore[arg-type]
-                layer=layer,
-                batch=BatchSpec(num_contexts=options.pop("num_contexts", 1)),
-                capture=CaptureSpec(**options),
+                layer=LayerSpec(
+                    preset="tiny",
+                    shape=PRESETS["tiny"],
+                    num_layers=num_layers,
+                    options=options or LayerOptions(),
+                ),
+                batch=BatchSpec(),
+                capture=CaptureSpec(sizes=sizes, **capture),
                 measure=MeasureSpec(),
-                points=points,
+                points=tuple(self._point.model_copy(update={"num_tokens": size}) for size in sizes),
             )
         )
 
@@ -104,14 +110,20 @@ class Bench:
         return caught.value, failure(self.rig.job, self._point, "capture", caught.value).outcome
 
 
-@pytest.fixture
-def bench(device: str) -> Callable[..., Bench]:
-    """A bench of these token counts, captures included."""
+@pytest.fixture(scope="session")
+def make_bench() -> Callable[..., Bench]:
+    """A bench on a device; by default of 9 tokens of one prompt behind CONTEXT_LEN cached ones."""
 
-    def make(*sizes: int, phase: Phase = "prefill", context_len: int = CONTEXT_LEN, **options: Any) -> Bench:
-        return Bench(device, sizes or (9,), phase, context_len, **options)
+    def make(device: str, *sizes: int, phase: Phase = "prefill", context_len: int = CONTEXT_LEN, **more: Any) -> Bench:
+        return Bench(device, sizes or (9,), phase, context_len, **more)
 
     return make
+
+
+@pytest.fixture
+def bench(device: str, make_bench: Callable[..., Bench]) -> Callable[..., Bench]:
+    """The same on each device in turn."""
+    return functools.partial(make_bench, device)
 
 
 class Without:
@@ -125,10 +137,6 @@ class Without:
         sets = Gate._sets
         self._set(Gate, "_sets", lambda gate, arm: sets(gate, arm)[-1:])
 
-    def other_sizes(self) -> None:
-        """Replay one size alone."""
-        self._set(Gate, "_interleave", lambda gate, arm, size: False)
-
     def spoilt_output(self) -> None:
         """Whatever the graph's output holds is left there."""
         run = CapturedRunner.run
@@ -140,10 +148,6 @@ class Without:
     def spoilt_padding(self) -> None:
         """Padding rows hold what the batch before left."""
         self._set(Rig, "spoil_padding", lambda rig, num_tokens, rows: None)
-
-    def churn(self) -> None:
-        """Freed memory is left alone."""
-        self._set(gating, "churn", lambda device: None)
 
     def address_check(self) -> None:
         """Run as an engine does without its debug flag."""

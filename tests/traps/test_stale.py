@@ -121,9 +121,9 @@ def prompts(bench: Callable[..., Any]) -> tuple[Any, Any]:
 
 
 def generations(bench: Callable[..., Any]) -> tuple[Any, Any]:
-    """Three long requests, captured with three short ones."""
+    """Three long requests; of a decode graph the worker captures the short variant first, then this one."""
     made = bench(3, phase="decode", context_len=100)
-    return made, made.captured_with("other lengths", "full")
+    return made, made.arm("full")
 
 
 @pytest.mark.parametrize("batch", [prompts, generations])
@@ -134,21 +134,22 @@ def test_trap_branch_frozen_at_capture_is_caught(bench, monkeypatch, batch):
     assert "own batch: differing bytes vs eager" in planted.wrong(arm)
 
 
-@pytest.mark.parametrize("batch", [prompts, generations])
-def test_trap_branch_frozen_at_capture_is_not_replayed_by_a_runner_that_is_told(bench, batch):
-    """The defence: long sequences run eagerly, and the size says that it fell back."""
-    sound, arm = batch(bench)
-    sound.rig.load(arm.point.num_tokens)
-    assert arm.runner.facts(arm.point.num_tokens).state == "fell_back"
-    assert sound.wrong(arm) == []
+def test_trap_branch_frozen_at_capture_is_not_replayed_by_a_runner_that_is_told(bench):
+    """The defence: long prompts run eagerly, and the size says that it fell back; long generations have a graph."""
+    prefill, arm = prompts(bench)
+    prefill.rig.load(70)
+    assert arm.runner.facts(70).state == "fell_back" and prefill.wrong(arm) == []
+    decode, arm = generations(bench)
+    decode.rig.load(3)
+    assert arm.runner.facts(3).graph_launches == 1 and decode.wrong(arm) == []
 
 
 def test_trap_branch_frozen_at_capture_goes_unseen_without_other_batches(bench, monkeypatch, without):
     """Captured and replayed with one batch, the graph has the right branch."""
     freeze_branches(monkeypatch)
     without.other_batches()
-    planted = bench(3, phase="decode", context_len=100)
-    assert planted.wrong(planted.arm("full")) == []
+    planted = bench(70, context_len=0)
+    assert planted.wrong(planted.arm("split_piecewise", boundary="logits")) == []
 
 
 def write_no_cache_in_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,7 +211,7 @@ def test_trap_replay_that_does_nothing_is_caught(bench, monkeypatch, without):
     replay_once(monkeypatch)
     without.other_batches()
     planted = bench()
-    assert planted.wrong(planted.arm("full")) == ["own batch: differing bytes vs eager"]
+    assert planted.wrong(planted.arm("split_piecewise")) == ["own batch: differing bytes vs eager"]
 
 
 def test_trap_replay_that_does_nothing_goes_unseen_without_a_spoilt_output(bench, monkeypatch, without):
@@ -219,4 +220,4 @@ def test_trap_replay_that_does_nothing_goes_unseen_without_a_spoilt_output(bench
     without.other_batches()
     without.spoilt_output()
     planted = bench()
-    assert planted.wrong(planted.arm("full")) == []
+    assert planted.wrong(planted.arm("split_piecewise")) == []
