@@ -9,15 +9,17 @@ import torch
 
 from mlaprof.capture.full import FullRunner
 from mlaprof.capture.graphs import CaptureError
+from mlaprof.capture.piecewise import PiecewiseRunner
 from mlaprof.kernels import reference
 from mlaprof.layer.mla import MLA
-from mlaprof.records import Measurement
+from mlaprof.records import Measurement, Started
 from mlaprof.study import MODES
 from mlaprof.worker import rig, timing
 from mlaprof.worker.gate import Gate
 
 EAGER = ("monolithic_eager", "split_eager")
-CAPTURED = ("monolithic_piecewise", "split_piecewise", "full")
+PADDED = ("monolithic_piecewise", "split_piecewise", "breakable")
+CAPTURED = (*PADDED, "full")
 ALL = f"mode: [{', '.join(MODES)}]"
 FAST = "mode: [monolithic_eager, split_eager, full]"
 PLAIN_MLA = """\
@@ -35,16 +37,23 @@ def sound(found: Measurement) -> None:
     assert min(found.timing.device_s) > 0 and found.timing.first_call_s > 0
     assert (found.timing.clock, found.timing.cache, found.timing.sm_clock_hz) == ("perf_counter", "warm", ())
     assert found.checks and all(check.passed for check in found.checks)
+    replayed = found.graph.state == "replayed"
+    assert replayed == (found.graph.graph_launches > 0) == (found.gate is not None)
+    if found.gate is not None:
+        assert found.gate.after_timing and found.gate.replays == len(found.gate.sets) + 1
+        names = {check.name for check in found.checks}
+        every = (*found.gate.sets, "own batch, after timing")
+        assert {f"{each}{what}: differing bytes vs eager" for each in every for what in ("", ", cache rows")} <= names
 
 
-def replays_checked(found: Measurement) -> int:
-    return sum(check.name.startswith("input set") for check in found.checks)
+def sets(found: Measurement) -> tuple[str, ...]:
+    return () if found.gate is None else found.gate.sets
 
 
 @pytest.fixture(scope="module")
 def prefill(planned, measured) -> dict[str, Measurement]:
-    """All five modes of a prefill that needs its top-k: 70 tokens, tiny selects 64."""
-    plan = planned("num_layers: 2", "mlp: dense", f"sweep: {{num_tokens: 70, {ALL}}}")
+    """All six modes of a prefill that needs its top-k: 5 tokens behind 66, tiny selects 64."""
+    plan = planned("num_layers: 2", "mlp: dense", f"sweep: {{num_tokens: 5, context_len: 66, {ALL}}}")
     (job,) = plan.jobs
     return measured(job)
 
@@ -60,19 +69,21 @@ def test_one_eager_arm_meets_the_oracle_and_the_other_its_bits(prefill) -> None:
     first, second = (prefill[mode].checks for mode in EAGER)
 
     assert [check.name for check in first if "oracle" in check.name] == [
-        f"layer {number}: {what}"
+        f"own batch, layer {number}: {what}"
         for number in (0, 1)
         for what in ("worst row error vs oracle", "top-k sets missing vs oracle")
     ]
-    assert {check.name for check in second} == {
-        f"eager, input set {number}: differing bytes vs eager" for number in (0, 1)
-    }
+    assert [check.name for check in second if "schema" not in check.name] == [
+        f"eager, own batch{what}: differing bytes vs eager" for what in ("", ", cache rows")
+    ]
 
 
-def test_every_captured_arm_is_replayed_with_inputs_it_was_not_captured_with(prefill) -> None:
-    assert {mode: replays_checked(found) for mode, found in prefill.items()} == {
-        **dict.fromkeys(EAGER, 0),
-        **dict.fromkeys(CAPTURED, 2),
+def test_every_captured_arm_is_replayed_under_batches_it_was_not_captured_with(prefill) -> None:
+    """A full graph of a prefill serves no other lengths: it froze them."""
+    assert {mode: sets(found) for mode, found in prefill.items()} == {
+        **dict.fromkeys(EAGER, ()),
+        **dict.fromkeys(PADDED, ("other pages", "other lengths", "fewer tokens", "own batch")),
+        "full": ("other pages", "own batch"),
     }
 
 
@@ -81,23 +92,113 @@ def test_pieces_merge_across_the_layer_boundary(prefill) -> None:
     graphs = {mode: found.graph for mode, found in prefill.items()}
     pieces = {mode: (graph.captured_segments, graph.eager_segments) for mode, graph in graphs.items()}
 
-    assert pieces["monolithic_piecewise"] == pieces["split_piecewise"] == (3, 2)
+    assert {pieces[mode] for mode in PADDED} == {(3, 2)}
     assert pieces["full"] == (1, 0)
-    assert [graphs[mode].graph_launches for mode in MODES] == [0, 3, 0, 3, 1]
+    assert [graphs[mode].graph_launches for mode in MODES] == [0, 3, 0, 3, 3, 1]
     assert graphs["monolithic_eager"].graph_nodes == graphs["split_eager"].graph_nodes == 0
     assert all(graphs[mode].capture_s > 0 for mode in CAPTURED)
-    assert all(graphs[mode].capture_s == 0 for mode in EAGER)
+    assert all(graphs[mode].first_replay_s > 0 for mode in CAPTURED if mode != "breakable")
+    assert all(graphs[mode].prepare_s > graphs[mode].capture_s for mode in CAPTURED)
+    assert all(graphs[mode].capture_s == graphs[mode].prepare_s == 0 for mode in EAGER)
+
+
+def test_each_mode_says_how_its_step_was_run(prefill) -> None:
+    assert {mode: found.graph.state for mode, found in prefill.items()} == {
+        **dict.fromkeys(EAGER, "eager"),
+        **dict.fromkeys(CAPTURED, "replayed"),
+    }
+    assert {found.graph.padded_tokens for found in prefill.values()} == {5}
+    assert {mode for mode, found in prefill.items() if found.graph.hold == "strong"} == set(CAPTURED)
 
 
 def test_the_split_captures_more_of_the_step_than_the_monolith(prefill) -> None:
     """What PR #12503 is about: Op 1 joins its neighbours in the graph."""
     nodes = {mode: prefill[mode].graph.graph_nodes for mode in CAPTURED}
 
-    assert 0 < nodes["monolithic_piecewise"] < nodes["split_piecewise"] < nodes["full"]
+    assert 0 < nodes["monolithic_piecewise"] < nodes["split_piecewise"] == nodes["breakable"] < nodes["full"]
 
 
 def test_the_modes_of_one_cell_are_paired_round_by_round(prefill) -> None:
     assert len({len(found.timing.device_s) for found in prefill.values()}) == 1
+
+
+@pytest.fixture(scope="module")
+def bucketed(planned) -> dict[tuple[str, int], Measurement]:
+    """Captured at 8 and 16 tokens; one Point below both, one above."""
+    plan = planned(f"sweep: {{num_tokens: [20, 5], {ALL}}}", "capture: {sizes: [8, 16], hold: weak}")
+    (job,) = plan.jobs
+    with torch.inference_mode():
+        events = list(timing.timing_job(rig.Rig(job)))
+    found = [event for event in events if isinstance(event, Measurement)]
+    return {(each.point.mode, each.point.num_tokens): each for each in found}
+
+
+def test_a_step_pads_up_to_the_next_captured_size_or_falls_back(bucketed) -> None:
+    """Full graphs pad to nothing: the token counts of the sweep are their sizes, whatever the buckets."""
+    states = {who: (found.graph.state, found.graph.padded_tokens) for who, found in bucketed.items()}
+
+    for mode in EAGER:
+        assert (states[mode, 20], states[mode, 5]) == (("eager", 20), ("eager", 5))
+    for mode in PADDED:
+        assert (states[mode, 20], states[mode, 5]) == (("fell_back", 20), ("replayed", 8))
+    assert (states["full", 20], states["full", 5]) == (("replayed", 20), ("replayed", 5))
+    for found in bucketed.values():
+        sound(found)
+
+
+def test_sizes_replayed_in_between_are_those_captured(bucketed) -> None:
+    interleaved = {who: found.gate.interleaved for who, found in bucketed.items() if found.gate is not None}
+
+    assert interleaved == {
+        **{(mode, 5): (16,) for mode in PADDED},
+        ("full", 20): (5,),
+        ("full", 5): (20,),
+    }
+
+
+def test_a_weak_hold_is_told_of_modes_with_graphs_alone(bucketed) -> None:
+    for (mode, _), found in bucketed.items():
+        assert found.graph.hold == (None if mode in EAGER else "weak")
+
+
+@pytest.mark.parametrize("sizes", ["[8, 16]", "[4, 16]"], ids=["cannot be captured", "has no batch"])
+def test_a_bucket_that_is_not_captured_is_passed_over(
+    planned, measured, monkeypatch: pytest.MonkeyPatch, sizes: str
+) -> None:
+    """As engines do: the step pads to the next one."""
+    capture = PiecewiseRunner._capture
+
+    def capricious(self: PiecewiseRunner, size: int) -> object:
+        if size == 8:
+            raise CaptureError("piecewise graph of 8 tokens: no luck")
+        return capture(self, size)
+
+    monkeypatch.setattr(PiecewiseRunner, "_capture", capricious)
+    sweep = "sweep: {num_tokens: 6, mode: [split_eager, split_piecewise]}"
+    (job,) = planned(sweep, f"capture: {{sizes: {sizes}}}", "batch: {num_contexts: 5}").jobs
+    found = measured(job)
+
+    for each in found.values():
+        sound(each)
+    graph = found["split_piecewise"].graph
+    assert (graph.state, graph.padded_tokens) == ("replayed", 16)
+
+
+def test_every_arm_is_captured_at_every_size_before_any_is_timed(planned) -> None:
+    """All arms see the same allocator, and the gate can replay every size."""
+    (job,) = planned("sweep: {num_tokens: [5, 3], mode: [split_eager, breakable, full]}").jobs
+    with torch.inference_mode():
+        stages = [event.stage for event in timing.timing_job(rig.Rig(job)) if isinstance(event, Started)]
+
+    assert stages == [*["capture"] * 6, *[*["verify"] * 3, "measure"] * 2]
+
+
+@pytest.mark.parametrize(("setting", "forked"), [("off", ()), ("graphs", CAPTURED), ("always", MODES)])
+def test_multi_stream_is_recorded(planned, measured, setting: str, forked: tuple[str, ...]) -> None:
+    """Where independent work was told to fork; a CPU has no streams to fork to."""
+    (job,) = planned(f"sweep: {{num_tokens: 3, {ALL}}}", f"capture: {{multi_stream: {setting}}}").jobs
+
+    assert {mode for mode, found in measured(job).items() if found.graph.multi_stream} == set(forked)
 
 
 def test_a_mixed_batch_runs_in_every_mode_of_the_title(planned, measured) -> None:
@@ -116,10 +217,10 @@ def test_a_decode_batch_is_captured_whole(planned, measured) -> None:
     found = measured(job)
 
     assert set(found) == {"monolithic_eager", "split_eager", "full"}
-    assert {skip.point.mode for skip in plan.skips} == {"monolithic_piecewise", "split_piecewise"}
+    assert {skip.point.mode for skip in plan.skips} == set(PADDED)
     for each in found.values():
         sound(each)
-    assert replays_checked(found["full"]) == 2
+    assert sets(found["full"]) == ("other pages", "other lengths", "idle requests", "short sequences", "own batch")
 
 
 def test_plain_mla_runs_as_one_op(planned, measured) -> None:
@@ -147,7 +248,9 @@ def test_a_wrong_kernel_is_incorrect_and_has_no_time(planned, measured, monkeypa
     found = measured(job)["monolithic_eager"]
 
     assert (found.outcome.status, found.outcome.stage, found.timing) == ("incorrect", "verify", None)
-    assert "layer 0: worst row error vs oracle" in found.outcome.reason and "limit 0.02" in found.outcome.reason
+    assert (
+        "own batch, layer 0: worst row error vs oracle" in found.outcome.reason and "limit 0.02" in found.outcome.reason
+    )
     assert any(not check.passed for check in found.checks)
 
 
@@ -185,11 +288,12 @@ def test_a_stale_replay_is_incorrect_and_the_others_are_timed(
         return output
 
     monkeypatch.setattr(FullRunner, "run", stale)
+    monkeypatch.setattr(FullRunner, "verified_run", stale)
     (job,) = planned(f"sweep: {{num_tokens: 3, {FAST}}}").jobs
     found = measured(job)
 
     assert (found["full"].outcome.status, found["full"].timing) == ("incorrect", None)
-    assert "differing bytes vs eager" in found["full"].outcome.reason
+    assert "other pages: differing bytes vs eager" in found["full"].outcome.reason
     assert found["full"].graph is not None
     for mode in EAGER:
         sound(found[mode])
@@ -273,6 +377,56 @@ def test_a_fault_while_sampling_fails_the_arms_that_shared_it(
             by_size.setdefault(event.point.num_tokens, set()).add((event.outcome.status, event.outcome.stage))
 
     assert by_size == {5: {("failed", "measure")}, 3: {("ok", "measure")}}
+
+
+def test_an_arm_that_breaks_while_it_is_timed_shows_no_time(planned, measured, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gate behind the clock: what was right before the timed rounds is looked at once more."""
+    sample, run = timing.sample_rounds, FullRunner.verified_run
+
+    def breaking(*args: Any, **kwargs: Any) -> Any:
+        samples = sample(*args, **kwargs)
+        monkeypatch.setattr(FullRunner, "verified_run", lambda self, num_tokens: run(self, num_tokens).mul_(2))
+        return samples
+
+    monkeypatch.setattr(timing, "sample_rounds", breaking)
+    (job,) = planned(f"sweep: {{num_tokens: 3, {FAST}}}").jobs
+    found = measured(job)
+
+    full = found["full"]
+    assert (full.outcome.status, full.outcome.stage, full.timing) == ("incorrect", "verify", None)
+    assert full.outcome.reason.startswith("own batch, after timing: differing bytes vs eager")
+    assert full.gate is not None and full.gate.after_timing
+    for mode in EAGER:
+        sound(found[mode])
+
+
+def test_the_own_batch_is_timed_whatever_the_gate_was_at_when_an_arm_failed(
+    planned, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An arm that raises in the middle leaves another batch loaded; the arms after it must not be timed on that."""
+    compare, sample = Gate._compare, timing.sample_rounds
+    tried: list[str] = []
+    timed: list[tuple[int, str]] = []
+
+    def failing(self: Gate, arm: Any, name: str) -> Any:
+        if name == "fewer tokens" and arm.point.mode == "breakable":
+            tried.append(name)
+            boom()
+        return compare(self, arm, name)
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        timed.append((bench.metadata.num_tokens, bench.loaded[1].name))
+        return sample(*args, **kwargs)
+
+    monkeypatch.setattr(Gate, "_compare", failing)
+    monkeypatch.setattr(timing, "sample_rounds", watched)
+    (job,) = planned("sweep: {num_tokens: 6, mode: [split_eager, breakable]}").jobs
+    with torch.inference_mode():
+        bench = rig.Rig(job)
+        found = [event for event in timing.timing_job(bench) if isinstance(event, Measurement)]
+
+    assert tried and timed == [(6, "own batch")]
+    assert {each.point.mode: each.outcome.status for each in found} == {"split_eager": "ok", "breakable": "failed"}
 
 
 def test_a_layer_that_cannot_be_built_fails_every_point_with_the_reason(
