@@ -72,7 +72,7 @@ class Gate:
         rig = self._rig
         with arm.context:
             rig.load(self._num_tokens)
-            checks = self._compare(arm, "own batch, after timing")
+            checks, _ = self._compare(arm, "own batch, after timing")
             rig.load(self._num_tokens)
         facts = verdict.facts.model_copy(update={"after_timing": True, "replays": verdict.facts.replays + 1})
         return Verdict((*verdict.checks, *checks), facts)
@@ -84,7 +84,7 @@ class Gate:
             if arm.graphs is None:
                 _, checks = self._eager(arm, "own batch", rows)
             else:
-                checks = self._compare(arm, "own batch")
+                checks, _ = self._compare(arm, "own batch")
             checks += verify.undeclared_writes(arm.stack, *rig.buffers.slice(rows))
         return Verdict(tuple(checks), None)
 
@@ -93,14 +93,16 @@ class Gate:
         others = [size for size in rig.capture_sizes(arm.point) if size != self._rows(arm)]
         interleaved: dict[int, None] = {}
         for number, variation in self._sets(arm):
-            if others:
-                other = others[number % len(others)]
-                if self._interleave(arm, other):
-                    interleaved[other] = None
             rig.load_variation(variation, number)
-            checks += self._compare(arm, variation.name)
+            other = others[number % len(others)] if others else None
+            found, replayed = self._compare(arm, variation.name, other)
+            checks += found
+            if other is not None and replayed:
+                interleaved[other] = None
             names.append(variation.name)
         rig.load(self._num_tokens)
+        with rig.kept_caches():
+            checks += verify.undeclared_writes(arm.stack, *rig.buffers.slice(self._rows(arm)))
         facts = GateFacts(
             sets=tuple(names), replays=len(names), interleaved=tuple(sorted(interleaved)), after_timing=False
         )
@@ -118,23 +120,32 @@ class Gate:
                 served.append((number, variation))
         return served[1:] + served[:1]
 
-    def _compare(self, arm: Arm, name: str) -> list[Check]:
-        """The arm's run against eager on the batch that is loaded."""
+    def _compare(self, arm: Arm, name: str, other: int | None = None) -> tuple[list[Check], bool]:
+        """The arm's run against eager on the batch that is loaded, and whether another size ran just before it."""
         rig, num_tokens = self._rig, self._rig.metadata.num_tokens
         rows = arm.runner.facts(num_tokens).num_tokens
+        sums = rig.cache_sums()
+        rig.spoil_padding(num_tokens, rows)
+        with rig.kept_caches():
+            spoilt = arm.runner.run(num_tokens)
+        number, variation = rig.loaded
+        interleaved = other is not None and self._interleave(arm, other)
+        if other is not None:
+            rig.load_variation(variation, number)
         rig.spoil_padding(num_tokens, rows)
         with rig.kept_caches():
             # Captured first: memory freed by an eager run may still hold the right answer.
-            arm.runner.run(num_tokens).fill_(torch.nan)
+            spoilt.fill_(torch.nan)
             rig.poison_caches()
             churn(rig.device)
             try:
                 output = arm.runner.verified_run(num_tokens).clone()
             except StaleAddress as error:
-                return [Check(name=f"{name}: {error}", value=1.0, limit=0.0)]
+                return [Check(name=f"{name}: {error}", value=1.0, limit=0.0)], interleaved
             ran = _Step(output, rig.cache_rows())
             eager, checks = self._eager(arm, name, rows)
-        return [*checks, *eager.same_bits(name, ran)]
+        checks.append(verify.same_bits(f"{name}, pages of others", sums, rig.cache_sums()))
+        return [*checks, *eager.same_bits(name, ran)], interleaved
 
     def _interleave(self, arm: Arm, size: int) -> bool:
         """Replay another size on its own batch, if there is such a batch and a graph for it."""

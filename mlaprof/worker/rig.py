@@ -143,6 +143,11 @@ class Rig:
         """NaN where the present batch will write: a cache that is not updated shows."""
         poison_rows(self.caches, self.metadata)
 
+    def cache_sums(self) -> Tensor:
+        """[pools] int64: a checksum of every page that requests may own."""
+        pools = (self.caches.latent, *self.caches.index_k)
+        return torch.stack([pool[: self.num_blocks].view(torch.int64).sum() for pool in pools])
+
     def cache_rows(self) -> Tensor:
         """[n] uint8: every byte of the cache rows that the present batch writes, copied."""
         rows = save_rows(self.caches, self.metadata)

@@ -137,6 +137,14 @@ class Without:
         sets = Gate._sets
         self._set(Gate, "_sets", lambda gate, arm: sets(gate, arm)[-1:])
 
+    def other_sizes(self) -> None:
+        """Replay one size alone."""
+        self._set(Gate, "_interleave", lambda gate, arm, size: False)
+
+    def page_check(self) -> None:
+        """Look at the rows of the batch alone."""
+        self._set(Rig, "cache_sums", lambda rig: torch.zeros(1))
+
     def spoilt_output(self) -> None:
         """Whatever the graph's output holds is left there."""
         run = CapturedRunner.run

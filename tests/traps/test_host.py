@@ -13,7 +13,7 @@ from mlaprof.analysis.findings import breaches
 from mlaprof.capture import cpu_graph
 from mlaprof.capture.captured import CapturedRunner
 from mlaprof.capture.graphs import CaptureError
-from mlaprof.layer import mla
+from mlaprof.layer import indexer, mla
 from mlaprof.layer.mla import MLA
 from mlaprof.layer.stack import Stack
 from mlaprof.records import Measurement, Point, StepCounts
@@ -212,6 +212,7 @@ def test_trap_fork_without_a_join_is_refused(make_bench, monkeypatch):
 
     sound = make_bench("cuda", multi_stream="graphs")
     assert sound.wrong(sound.arm("full")) == []
-    monkeypatch.setattr(mla, "maybe_execute_in_parallel", forked)
+    for room in (mla, indexer):  # a later fork on the same stream would join this one, too
+        monkeypatch.setattr(room, "maybe_execute_in_parallel", forked)
     _, outcome = make_bench("cuda", multi_stream="graphs").refusal("full")
     assert outcome.status == "skipped"

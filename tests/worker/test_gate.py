@@ -219,7 +219,7 @@ def test_another_size_that_spoils_this_one_is_caught(gate, arms):
 
     found = wrong(gate.check(faulty(arms["full"], crosstalk)))
     assert found == [f"{name}: differing bytes vs eager" for name in ("other pages", "own batch")]
-    assert sizes == [OTHER_SIZE, NUM_TOKENS, NUM_TOKENS] * 2
+    assert sizes == [NUM_TOKENS, OTHER_SIZE, NUM_TOKENS] * 2
 
 
 def test_only_sizes_that_were_replayed_are_called_interleaved(rig_of):
