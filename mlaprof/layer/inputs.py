@@ -13,13 +13,14 @@ from torch import Tensor
 
 from mlaprof.layer.batch import Batch
 from mlaprof.layer.cache import INDEX_SCALE_OFFSET, Caches
+from mlaprof.layer.streams import stream
 
 FILL_BLOCKS = 4096  # pages drawn at a time, to bound the fp32 intermediate
 
 
 def hidden_states(num_tokens: int, hidden_size: int, *, seed: int, device: torch.device) -> Tensor:
     """[num_tokens, hidden_size] bf16; the first n rows are the same for every num_tokens >= n."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = stream("hidden states", seed)
     rows = [torch.randn(hidden_size, generator=generator) for _ in range(num_tokens)]
     return torch.stack(rows).to(torch.bfloat16).to(device)
 
@@ -34,7 +35,7 @@ def fill_caches(caches: Caches, *, seed: int) -> None:
     """Random latent rows ~ N(0, 1), and random indexer keys quantised as the layer would: e4m3 codes of rows whose
     power-of-two scale stands in the block's tail."""
     device = caches.latent.device
-    generator = torch.Generator(device=device).manual_seed(seed)
+    generator = stream("caches", seed, device)
     scratch = caches.scratch_block  # by itself and last, so that it does not change what the others hold
     for start, stop in pairwise([*range(0, scratch, FILL_BLOCKS), scratch, scratch + 1]):
         blocks = caches.latent[start:stop]

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mlaprof.checkpoint import FP8_BLOCK, INDEX, weight_shapes
 from mlaprof.errors import ConfigError
+from mlaprof.layer.streams import stream
 from mlaprof.shapes import LayerShape
 
 
@@ -22,7 +23,7 @@ def random_weights(shape: LayerShape, *, seed: int, mlp: bool, device: torch.dev
 
     Zeros would be faster than real data: input values move the power draw and with it the clock.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = stream("weights", seed)
 
     def draw(name: str, size: tuple[int, ...]) -> Tensor:
         noise = torch.randn(size, generator=generator)

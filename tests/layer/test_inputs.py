@@ -6,6 +6,7 @@ import torch
 
 from mlaprof.layer import inputs
 from mlaprof.layer.cache import INDEX_SCALE_OFFSET, allocate
+from mlaprof.layer.weights import random_weights
 
 CPU = torch.device("cpu")
 
@@ -44,3 +45,12 @@ def test_every_page_holds_plausible_numbers(tiny, shapes):
     assert all(torch.equal(a, b) for a, b in zip(pools[0], pools[1], strict=True))
     assert not any(torch.equal(a, b) for a, b in zip(pools[0][:2], pools[2][:2], strict=True))
     assert not torch.equal(pools[0][1], pools[0][2]), "each layer has keys of its own"
+
+
+def test_inputs_and_weights_of_one_seed_have_nothing_in_common(shapes):
+    """No hidden row is a row of a weight: their product would be an outlier of many standard deviations."""
+    shape = shapes["tiny"]
+    weights = random_weights(shape, seed=1, mlp=False, device=CPU)["kv_a_proj_with_mqa.weight"].float()
+    hidden = inputs.hidden_states(300, shape.hidden_size, seed=1, device=CPU).float()
+    products = torch.nn.functional.linear(hidden, weights)
+    assert float(products.abs().max()) < 7 * float(products.std())
