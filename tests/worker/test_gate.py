@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
@@ -157,6 +158,25 @@ def test_a_captured_arm_that_returns_something_else_is_caught(gate, arms, make_f
     assert wrong(gate.check(arms[mode])) == []
 
 
+@pytest.mark.parametrize("mode", CAPTURED)
+def test_an_arm_that_leaves_its_output_as_it_was_is_caught(gate, arms, mode):
+    """The run before it left the right one there, in the same batch; the gate has overwritten it with NaN."""
+
+    class Silent(Faulty):
+        def verified_run(self, num_tokens: int) -> Tensor:
+            before = self._left.clone()
+            return self._inside.run(num_tokens).copy_(before)
+
+        def run(self, num_tokens: int) -> Tensor:
+            output = self._inside.run(num_tokens)
+            self._left = output if num_tokens != OTHER_SIZE else self._left
+            return output
+
+    arm = replace(arms[mode], runner=Silent(arms[mode].runner, one_bit_off))
+    verdict = gate.check(arm)
+    assert wrong(verdict) == [f"{name}: differing bytes vs eager" for name in verdict.facts.sets]
+
+
 def test_a_stale_arm_is_caught_by_the_batches_it_was_not_captured_with(rig, gate, arms):
     """The result kept is right for one batch only."""
     stale = faulty(arms["split_piecewise"], Stale())
@@ -181,6 +201,25 @@ def test_an_arm_that_leaves_the_caches_unwritten_is_caught(rig, arms, mode):
     sets = () if verdict.facts is None else verdict.facts.sets
     assert wrong(verdict) == [f"{name}, cache rows: differing bytes vs eager" for name in sets]
     assert (mode in EAGER) == (not sets)  # of an eager arm the stack itself is what is timed
+
+
+@pytest.mark.parametrize("mode", CAPTURED)
+def test_an_arm_that_writes_to_pages_of_others_is_caught(rig, gate, arms, mode):
+    """Its own step is right, and another request's tokens are gone: one byte of one page, in either cache."""
+    owned = {page for pages in rig.load(NUM_TOKENS).pages for page in pages}
+    stranger = next(page for page in range(rig.num_blocks) if page not in owned)
+    pool = rig.caches.index_k[0]
+    kept = pool[stranger].clone()
+
+    def stray(run: Run, num_tokens: int) -> Tensor:
+        if rig.loaded[1].name == "own batch" and num_tokens == NUM_TOKENS:
+            pool[stranger].view(-1)[5] = next(bytes_written)
+        return run()
+
+    bytes_written = itertools.count()
+    found = wrong(gate.check(faulty(arms[mode], stray)))
+    pool[stranger].copy_(kept)
+    assert found == ["own batch, pages of others: differing bytes vs eager"]
 
 
 def test_an_index_cache_that_no_later_part_of_the_step_reads_is_compared_too(rig_of, monkeypatch):
@@ -303,8 +342,8 @@ def test_a_batch_below_its_bucket_is_replayed_with_padding_in_every_batch(bucket
     assert {f"{name}: differing bytes vs eager" for name in verdict.facts.sets} <= set(wrong(Gate(rig, 5).check(leak)))
 
 
-@pytest.mark.parametrize("mode", EAGER[1:])
-def test_an_eager_arm_that_writes_what_its_schema_does_not_declare_is_caught(gate, arms, mode, monkeypatch):
+@pytest.mark.parametrize("mode", ["split_eager", "split_piecewise", "breakable", "full"])
+def test_an_arm_that_writes_what_its_schema_does_not_declare_is_caught(gate, arms, mode, monkeypatch):
     """Op 2 run twice on the same arguments would not give the same result."""
     right = MLA.dsa_attn
 

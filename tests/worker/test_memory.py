@@ -114,7 +114,7 @@ def test_a_weak_hold_needs_no_more_pool_than_a_strong_one(planned, mode: str) ->
     holds = {}
     for hold in ("strong", "weak"):
         capture = f"capture: {{hold: {hold}}}"
-        job = memory_job(planned, "num_layers: 2", capture, f"sweep: {{num_tokens: [3, 20, 9], mode: [{mode}]}}")
+        job = memory_job(planned, "num_layers: 2", capture, f"sweep: {{num_tokens: [3, 9], mode: [{mode}]}}")
         found = weighed(job)
         assert {each.memory.ledger.hold for each in found} == {each.graph.hold for each in found} == {hold}
         holds[hold] = found[0].memory.graph_pool_bytes
