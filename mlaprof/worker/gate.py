@@ -9,7 +9,7 @@ taken and overwritten by others, and another captured size has run in between.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from mlaprof.records import Check, GateFacts
 from mlaprof.worker.arms import Arm
 from mlaprof.worker.rig import Rig
 
+LEAST_SETS = 3  # metadata sets that a captured arm is replayed with
 CHURN_BYTES = tuple(2**power for power in range(9, 26, 2))  # 512 B to 32 MiB
 
 
@@ -118,6 +119,10 @@ class Gate:
             batch = rig.load_variation(variation, number)
             if arm.runner.facts(batch.num_tokens).graph_launches:
                 served.append((number, variation))
+        # A full graph of one prompt serves no other lengths; its pages and inputs can be drawn again.
+        own = every[0][1]
+        missing = range(len(every), len(every) + LEAST_SETS - len(served))
+        served += [(number, replace(own, name=f"other pages, draw {number}")) for number in missing]
         return served[1:] + served[:1]
 
     def _compare(self, arm: Arm, name: str, other: int | None = None) -> tuple[list[Check], bool]:

@@ -28,6 +28,8 @@ PADDED: tuple[Mode, ...] = ("monolithic_piecewise", "split_piecewise", "breakabl
 CAPTURED: tuple[Mode, ...] = (*PADDED, "full")
 Run = Callable[[], Tensor]
 Spoil = Callable[[Run, int], Tensor]
+# One prompt as a whole: no other lengths, but pages drawn again.
+FULL_SETS = ("other pages", "other pages, draw 4", "own batch")
 
 
 class Faulty:
@@ -137,7 +139,7 @@ def test_padded_arms_are_replayed_under_every_batch_that_can_be_made(gate, arms)
 
 def test_a_full_graph_is_replayed_under_the_batches_it_serves(gate, arms):
     """Of a prefill it froze the requests themselves."""
-    assert gate.check(arms["full"]).facts.sets == ("other pages", "own batch")
+    assert gate.check(arms["full"]).facts.sets == FULL_SETS
 
 
 def test_a_full_decode_graph_is_replayed_under_long_and_short_sequences(rig_of):
@@ -229,7 +231,7 @@ def test_an_index_cache_that_no_later_part_of_the_step_reads_is_compared_too(rig
         patch.setattr(Indexer, "update_k_cache", lambda *_: None)
         arms = prepared(rig)
     found = wrong(Gate(rig, 70).check(arms["split_piecewise", 70]))
-    assert found == [f"{name}, cache rows: differing bytes vs eager" for name in ("other pages", "own batch")]
+    assert found == [f"{name}, cache rows: differing bytes vs eager" for name in FULL_SETS]
 
 
 def test_padding_rows_are_nan_and_leak_nowhere(rig, gate, arms):
@@ -257,8 +259,8 @@ def test_another_size_that_spoils_this_one_is_caught(gate, arms):
         return one_bit_off(run, num_tokens) if OTHER_SIZE in sizes and num_tokens == NUM_TOKENS else run()
 
     found = wrong(gate.check(faulty(arms["full"], crosstalk)))
-    assert found == [f"{name}: differing bytes vs eager" for name in ("other pages", "own batch")]
-    assert sizes == [NUM_TOKENS, OTHER_SIZE, NUM_TOKENS] * 2
+    assert found == [f"{name}: differing bytes vs eager" for name in FULL_SETS]
+    assert sizes == [NUM_TOKENS, OTHER_SIZE, NUM_TOKENS] * 3
 
 
 def test_only_sizes_that_were_replayed_are_called_interleaved(rig_of):
@@ -299,7 +301,7 @@ def test_a_moved_address_is_a_check_that_fails(gate, arms):
 
     moved = replace(arms["full"], runner=Moved(arms["full"].runner, lambda run, size: run()))
     found = wrong(gate.check(moved))
-    assert found == [f"{name}: captured with an input that is gone" for name in ("other pages", "own batch")]
+    assert found == [f"{name}: captured with an input that is gone" for name in FULL_SETS]
 
 
 def test_the_graph_of_the_own_batch_is_looked_up_with_that_batch_in_place(rig, arms):
