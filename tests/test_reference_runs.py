@@ -5,20 +5,42 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mlaprof import store
 from mlaprof.analysis.cells import Cell
 from mlaprof.analysis.summary import summarize
+from mlaprof.report.export import summary_json
+from mlaprof.study import MODES
 
 ROOT = Path(__file__).parents[1]
 REFERENCE = ROOT / "results" / "reference"
 RUNS = sorted(REFERENCE.glob("*/run.mlaprof"))
+CAPTURE = REFERENCE / "capture-h100"
+CAPTURE_RUNS = sorted(CAPTURE.glob("*.mlaprof"))
+OF_A_SIZE = (
+    "outcome",
+    "reason",
+    "state",
+    "graph_nodes",
+    "graph_launches",
+    "kernel_launches",
+    "syncs",
+    "d2h_copies",
+    "coverage",
+    "prepare_s",
+    "capture_s",
+    "instantiate_s",
+    "first_replay_s",
+    "break_even_replays",
+    "gate",
+)
 
 
-def cells(name: str) -> dict[tuple[int, str], Cell]:
-    summary = summarize(store.load(REFERENCE / name / "run.mlaprof"))
+def cells(path: Path) -> dict[tuple[int, str], Cell]:
+    summary = summarize(store.load(path))
     return {(cell.num_tokens, cell.mode): cell for cell in summary.cells}
 
 
@@ -55,18 +77,90 @@ def test_every_reference_run_is_listed_with_its_command():
         assert manifest.environment.kernel_source_sha256.startswith("5dc3a49f0efcec99")
 
 
+def quoted(text: str, cell: Cell) -> tuple[str, str]:
+    """Device and submit time in ms, with as many digits as text has in front of it."""
+    assert cell.device_s is not None and cell.submit_s is not None
+    digits = len(text.partition(".")[2])
+    return f"{cell.device_s.median * 1e3:.{digits}f}", f"{cell.submit_s.median * 1e3:.2f}"
+
+
 def test_the_readme_quotes_the_prefill_run():
     """Each number of the table, to the digits it is written with."""
-    rows = re.findall(
-        r"^\| (\d+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$",
-        (ROOT / "README.md").read_text(),
-        re.M,
-    )
-    found = cells("v3.2-tp8-prefill")
+    number = r" ([\d.]+) \|"
+    rows = re.findall(rf"^\| (\d+) \|{number * 8}$", (ROOT / "README.md").read_text(), re.M)
+    found = cells(CAPTURE / "v3.2-tp8-prefill.mlaprof")
     assert len(rows) >= 5
     for tokens, *numbers in rows:
         pairs = zip(numbers[0::2], numbers[1::2], strict=True)
-        for mode, (device_ms, submit_ms) in zip(("monolithic_eager", "split_piecewise", "full"), pairs, strict=True):
-            cell = found[int(tokens), mode]
-            assert cell.device_s is not None and cell.submit_s is not None
-            assert (device_ms, submit_ms) == (f"{cell.device_s.median * 1e3:.3f}", f"{cell.submit_s.median * 1e3:.2f}")
+        for mode, pair in zip(("monolithic_eager", "split_piecewise", "breakable", "full"), pairs, strict=True):
+            assert pair == quoted(pair[0], found[int(tokens), mode])
+
+
+def test_the_page_on_capture_quotes_the_same_run():
+    number = r" ([\d.]+)(?: ms)? \|"
+    rows = re.findall(rf"^\| `(\w+)` \|{number * 4} (\d+) % \| (.+) \|$", (ROOT / "docs/capture.md").read_text(), re.M)
+    found = cells(CAPTURE / "v3.2-tp8-prefill.mlaprof")
+    assert [mode for mode, *_ in rows] == [mode for mode in MODES if mode != "split_eager"]
+    for mode, *numbers, share, calls in rows:
+        small, large = found[64, mode], found[8192, mode]
+        assert tuple(numbers[:2]) == quoted(numbers[0], small)
+        assert tuple(numbers[2:]) == quoted(numbers[2], large)
+        counts = small.counts
+        assert counts is not None and counts.coverage is not None and share == f"{counts.coverage * 100:.0f}"
+        launches = f"{counts.kernel_launches} launches" if counts.kernel_launches else ""
+        graphs = f"{counts.graph_launches} graph{'s' * (counts.graph_launches > 1)}" if counts.graph_launches else ""
+        assert calls == " + ".join(part for part in (launches, graphs) if part)
+
+
+def capture_summary() -> dict[str, Any]:
+    """What results/reference/capture-h100/summary.json holds: by run, way and token count, all on capture."""
+    found: dict[str, Any] = {}
+    for path in CAPTURE_RUNS:
+        run = store.load(path)
+        told = json.loads(summary_json(run, summarize(run)))
+        ways: dict[str, Any] = {}
+        for cell in told["cells"]:
+            row = {name: cell[name] for name in OF_A_SIZE}
+            row |= {name: cell[name] and cell[name]["median"] for name in ("device_s", "submit_s")}
+            row["ledger"] = cell["ledger"] and cell["ledger"]["size"]
+            ways.setdefault(cell["way"], {"ledger": None, "sizes": {}})["sizes"][str(cell["num_tokens"])] = row
+        for ledger in told["ledgers"]:
+            ways[ledger["way"]]["ledger"] = {name: value for name, value in ledger.items() if name != "sizes"}
+        head = {name: told[name] for name in ("run_id", "created_at", "command", "processor")}
+        found[path.stem] = head | {"ways": ways}
+    return found
+
+
+def test_the_capture_summary_is_that_of_its_runs():
+    assert json.loads((CAPTURE / "summary.json").read_text()) == json.loads(json.dumps(capture_summary()))
+
+
+def test_the_capture_runs_cover_both_models_both_phases_and_every_mode():
+    sizes = {2**power for power in range(14)}
+    for model in ("v3.2-tp8", "glm-5-tp8"):
+        for phase in ("prefill", "decode"):
+            run = store.load(CAPTURE / f"{model}-{phase}.mlaprof")
+            timed = {(each.point.mode, each.point.num_tokens) for each in run.measurements if each.kind == "timing"}
+            assert timed == {(mode, size) for mode in MODES for size in sizes}
+
+
+def test_every_cell_of_the_capture_runs_was_proven_in_one_of_them():
+    """A cell may be incorrect in one run where a later one, beside it, has it right."""
+    right: set[str] = set()
+    wrong: dict[str, str] = {}
+    for path in CAPTURE_RUNS:
+        for found in store.load(path).measurements:
+            assert found.outcome.status in ("ok", "skipped", "incorrect") and not found.emulated
+            if found.kind == "timing" and found.outcome.status == "ok":
+                assert found.checks and all(check.passed for check in found.checks)
+                assert found.gate is not None or found.point.mode.endswith("_eager")
+                right.add(found.point.key)
+            elif found.outcome.status == "incorrect":
+                wrong[found.point.key] = path.stem
+            if found.counts is not None:
+                assert found.counts.complete and found.counts.syncs == found.counts.d2h_copies == 0
+            if found.memory is not None and found.memory.ledger is not None:
+                residual_bytes = found.memory.ledger.residual_bytes
+                assert residual_bytes is not None and abs(residual_bytes) <= 4 * 2**20
+    assert wrong.keys() <= right
+    assert set(wrong.values()) <= {"glm-5-tp8-prefill"}

@@ -89,7 +89,7 @@ LEDGER_PARTS: dict[str, tuple[str, str]] = {  # part of a memory ledger -> (labe
     "caches_bytes": ("caches", "#56B4E9"),
     "context_bytes": ("context and libraries", "#BBBBBB"),
     "buffers_bytes": ("inputs and metadata", "#009E73"),
-    "workspace_bytes": ("cuBLAS workspaces", "#CC79A7"),
+    "workspace_bytes": ("workspaces, tables, spare inputs", "#CC79A7"),
     "slack_bytes": ("allocator's slack", "#F0E442"),
     "pool_bytes": ("graph pool, all sizes", "#E69F00"),
     "driver_bytes": ("graphs' driver memory", "#D55E00"),

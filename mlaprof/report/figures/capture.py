@@ -50,7 +50,7 @@ def counts(summary: Summary, group: Group) -> Figure | None:
     )
     for axes, (rows, sizes) in zip(panels, shown.items(), strict=True):
         _kernel_bars(axes, rows)
-        axes.set_xlabel(f"kernels, {' and '.join(map(str, sizes))} tokens per step")
+        axes.set_xlabel(f"kernels per step of {' and '.join(map(str, sizes))} token{'s' * (sizes != [1])}")
     legend_above(panels[0], ncols=2)
     return figure
 

@@ -69,7 +69,7 @@ def finish(panels: Sequence[tuple[Axes, Arms]]) -> None:
     for axes, arms in panels:
         counts = token_counts(arms)
         if len(counts) == 1:
-            axes.set_xlabel(f"{counts[0]} tokens per step")
+            axes.set_xlabel(f"{counts[0]} token{'s' * (counts[0] > 1)} per step")
             axes.grid(axis="x", visible=False)
         else:
             _token_axis(axes, counts)

@@ -47,7 +47,7 @@ def test_kernels_in_graphs_and_outside_are_stacked_by_way(fake_runs: ModuleType)
     assert [label.get_text() for label in axes.get_yticklabels()] == ["split_eager", "breakable@logits"]
     assert widths(axes) == [[0, 48], [56, 8]]
     assert [text.get_text() for text in axes.texts] == ["56 launches", "2 graphs + 8 launches (86%)"]
-    assert axes.get_xlabel() == "kernels, 1 and 64 tokens per step"
+    assert axes.get_xlabel() == "kernels per step of 1 and 64 tokens"
 
 
 def test_sizes_that_count_otherwise_have_panels_of_their_own(fake_runs: ModuleType) -> None:

@@ -56,7 +56,7 @@ def test_a_ledger_is_drawn_with_the_devices_own_count(fake_runs: ModuleType) -> 
         "caches": [80.0],
         "context and libraries": [520.0],
         "inputs and metadata": [2.0],
-        "cuBLAS workspaces": [32.0],
+        "workspaces, tables, spare inputs": [32.0],
         "allocator's slack": [5.0],
         "graph pool, all sizes": [6.0],
         "graphs' driver memory": [2.0],
