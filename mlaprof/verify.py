@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from mlaprof.facts import Check
 from mlaprof.layer import reference
 from mlaprof.layer.batch import Batch
 from mlaprof.layer.cache import Caches
@@ -21,7 +22,6 @@ from mlaprof.layer.context import ForwardContext
 from mlaprof.layer.mla import MLA, NUM_PROJ_TENSORS
 from mlaprof.layer.ops import NAMESPACE
 from mlaprof.layer.stack import Stack
-from mlaprof.records import Check
 from mlaprof.study import PR_BOUNDARY
 
 # bf16 products in series against fp32. The largest of 168 layer checks on an H100 (2026-11-23, V3.2 and GLM-5, TP1 and

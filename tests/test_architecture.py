@@ -28,6 +28,7 @@ FLOORS = {
     "mlaprof.measure": 0,
     "mlaprof.study": 1,
     "mlaprof.buckets": 1,
+    "mlaprof.facts": 1,
     "mlaprof.records": 1,
     "mlaprof.checkpoint": 1,
     "mlaprof.config": 1,

@@ -20,20 +20,10 @@ from types import ModuleType
 import pytest
 
 from mlaprof import __version__, cli, store
+from mlaprof.facts import DispatchTax, Ledger, MemoryUse, NodeCounts, SizeFacts, StepCounts
 from mlaprof.machine.child import Child
 from mlaprof.plan import Plan
-from mlaprof.records import (
-    DispatchTax,
-    Job,
-    Ledger,
-    Measurement,
-    MemoryUse,
-    NodeCounts,
-    Outcome,
-    Run,
-    SizeFacts,
-    StepCounts,
-)
+from mlaprof.records import Job, Measurement, Outcome, Run
 from mlaprof.sweep import spawn_worker, sweep
 
 FAKE_WORKER = Path(__file__).with_name("fake_worker.py")

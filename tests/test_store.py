@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 
 from mlaprof import store
 from mlaprof.errors import RunFileError
-from mlaprof.records import Environment, Manifest, Measurement, Outcome, Point, Run, Timing
+from mlaprof.facts import Timing
+from mlaprof.records import Environment, Manifest, Measurement, Outcome, Point, Run
 
 ENVIRONMENT = Environment(
     gpus=(),

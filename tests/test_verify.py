@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mlaprof import verify
+from mlaprof.facts import Check
 from mlaprof.layer import attention, indexer, inputs, mla
 from mlaprof.layer.batch import Batch, Request, place
 from mlaprof.layer.build import build_stack
@@ -20,7 +21,6 @@ from mlaprof.layer.metadata import AttnMetadata, MetadataLimits
 from mlaprof.layer.mla import MLA
 from mlaprof.layer.tiling import layer_tiles
 from mlaprof.layer.weights import random_weights
-from mlaprof.records import Check
 from mlaprof.shapes import PRESETS, LayerShape
 from mlaprof.study import kernel_dims
 

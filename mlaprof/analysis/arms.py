@@ -9,7 +9,8 @@ from zlib import crc32
 import numpy as np
 
 from mlaprof.analysis.stats import Bootstrap, bootstrap, quotient
-from mlaprof.records import Measurement, Timing
+from mlaprof.facts import Timing
+from mlaprof.records import Measurement
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,7 @@ from itertools import pairwise
 from mlaprof.analysis.arms import Arm, speedup
 from mlaprof.analysis.cells import BoundaryPrice, BreakEven, Cell, PiecewiseVsBreakable
 from mlaprof.analysis.stats import Bootstrap, Estimate
-from mlaprof.records import GraphFacts
+from mlaprof.facts import GraphFacts
 from mlaprof.study import BOUNDARIES, BOUNDED_MODES, PR_BOUNDARY, Boundary, Mode
 
 _EAGER_FORMS: dict[Mode, tuple[Mode, ...]] = {  # the same operators without graphs; plain MLA has no split form

@@ -6,18 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mlaprof.analysis.stats import Estimate
-from mlaprof.records import (
-    Check,
-    Device,
-    GateFacts,
-    GraphFacts,
-    KernelResources,
-    Ledger,
-    MemoryUse,
-    SizeFacts,
-    Status,
-    StepCounts,
-)
+from mlaprof.facts import Check, GateFacts, GraphFacts, KernelResources, Ledger, MemoryUse, SizeFacts, StepCounts
+from mlaprof.records import Device, Status
 from mlaprof.study import BOUNDARIES, MODES, Boundary, Mode, Phase
 
 CellStatus = Literal[Status, "missing"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from mlaprof.analysis.cells import NOISY_HALF_WIDTH, Breach, Cell, Finding
-from mlaprof.records import StepCounts
+from mlaprof.facts import StepCounts
 from mlaprof.study import BudgetSpec, Mode
 
 EAGER_MODES: tuple[Mode, ...] = ("monolithic_eager", "split_eager")

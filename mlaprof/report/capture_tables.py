@@ -8,7 +8,7 @@ from rich.text import Text
 
 from mlaprof.analysis.cells import BoundaryPrice, Group
 from mlaprof.analysis.stats import Estimate
-from mlaprof.records import Ledger
+from mlaprof.facts import Ledger
 from mlaprof.report.cells_table import ratio_text
 from mlaprof.report.columns import Column
 from mlaprof.report.units import Unit, plus_minus, significant, time_unit

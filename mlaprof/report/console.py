@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from mlaprof.analysis.cells import Cell, Group, Summary, groups
-from mlaprof.records import KernelResources
+from mlaprof.facts import KernelResources
 from mlaprof.report import sentences
 from mlaprof.report.capture_tables import (
     BOUNDARY_TITLE,

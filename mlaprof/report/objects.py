@@ -7,7 +7,7 @@ from typing import Any
 
 from mlaprof.analysis.cells import Cell
 from mlaprof.analysis.stats import Estimate
-from mlaprof.records import Ledger, Record, SizeFacts
+from mlaprof.facts import Ledger, Record, SizeFacts
 from mlaprof.study import BOUNDED_MODES
 
 ESTIMATES = ("device_s", "submit_s", "speedup", "submit_speedup", "tiles_speedup")

@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mlaprof.records import DispatchTax, Measurement, Point, SegmentFacts, StepCounts
+from mlaprof.facts import DispatchTax, SegmentFacts, StepCounts
+from mlaprof.records import Measurement, Point
 from mlaprof.report.lines import keys_by_reason, print_wrapped, styled
 from mlaprof.report.sentences import placed
 from mlaprof.report.style import STATUS

@@ -11,7 +11,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Column as TableColumn
 from rich.text import Text
 
-from mlaprof.records import KernelResources, Measurement, Started
+from mlaprof.facts import KernelResources
+from mlaprof.records import Measurement, Started
 from mlaprof.report.style import STATUS
 from mlaprof.report.units import seconds, size
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from mlaprof.analysis.cells import NOISY_HALF_WIDTH, BoundaryPrice, Cell, CellStatus, Finding, Summary
-from mlaprof.records import Ledger
+from mlaprof.facts import Ledger
 from mlaprof.report.lines import keys_by_reason
 from mlaprof.report.style import STATUS
 from mlaprof.report.units import size, times

@@ -5,10 +5,11 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 
+from mlaprof.facts import KernelResources
 from mlaprof.kernels import tiles
 from mlaprof.kernels.offline import compile_resources
 from mlaprof.kernels.tiles import Dims
-from mlaprof.records import Job, KernelResources, Outcome, Point
+from mlaprof.records import Job, Outcome, Point
 from mlaprof.study import kernel_dims
 from mlaprof.worker.events import Event, failure, measurement, started
 

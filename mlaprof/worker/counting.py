@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from mlaprof.capture.cpu_graph import CpuGraphs
+from mlaprof.facts import SegmentFacts, StepCounts
 from mlaprof.measure.counts import Counter, CpuCounter, CudaCounter, complete
-from mlaprof.records import Outcome, Point, SegmentFacts, StepCounts
+from mlaprof.records import Outcome, Point
 from mlaprof.worker.arms import SEE_THROUGH, Arm
 from mlaprof.worker.events import Event, failure, measurement, recover, started
 from mlaprof.worker.prepare import graph_facts, node_counts, prepare

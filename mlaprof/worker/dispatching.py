@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 import torch
 
+from mlaprof.facts import DispatchTax
 from mlaprof.measure.dispatch import dispatch_tax
-from mlaprof.records import DispatchTax, Job, Outcome
+from mlaprof.records import Job, Outcome
 from mlaprof.worker.events import Event, failure, measurement, started
 
 CALLS = 2000

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from mlaprof import verify
 from mlaprof.capture.addresses import StaleAddress
+from mlaprof.facts import Check, GateFacts
 from mlaprof.layer.variations import Variation
-from mlaprof.records import Check, GateFacts
 from mlaprof.worker.arms import Arm
 from mlaprof.worker.rig import Rig
 

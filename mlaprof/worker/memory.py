@@ -6,9 +6,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
+from mlaprof.facts import Ledger, MemoryUse, SizeFacts
 from mlaprof.machine.nvml import Nvml
 from mlaprof.measure.memory import CpuMeter, CudaMeter, DeviceReading, MemoryMeter, weigh_capture
-from mlaprof.records import Ledger, MemoryUse, Outcome, SizeFacts
+from mlaprof.records import Outcome
 from mlaprof.worker.arms import Arm
 from mlaprof.worker.events import Event, failure, measurement, recover, started
 from mlaprof.worker.prepare import Prepared, capture_size, graph_facts, not_captured, passes_over

@@ -8,7 +8,8 @@ from time import perf_counter
 
 from mlaprof.capture import program
 from mlaprof.capture.graphs import CaptureError, Nodes
-from mlaprof.records import GraphFacts, NodeCounts, Point, SizeFacts
+from mlaprof.facts import GraphFacts, NodeCounts, SizeFacts
+from mlaprof.records import Point
 from mlaprof.study import BUCKETED_MODES
 from mlaprof.worker.arms import Arm
 from mlaprof.worker.rig import Rig

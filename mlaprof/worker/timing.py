@@ -8,9 +8,10 @@ from time import perf_counter
 
 import torch
 
+from mlaprof.facts import GraphFacts, Timing
 from mlaprof.machine.nvml import Nvml, Reading
 from mlaprof.measure.timing import ArmSamples, Clock, CpuClock, CudaClock, sample_rounds
-from mlaprof.records import GraphFacts, Job, Outcome, Point, Timing
+from mlaprof.records import Job, Outcome, Point
 from mlaprof.worker.arms import Arm
 from mlaprof.worker.events import Event, failure, measurement, recover, started
 from mlaprof.worker.gate import Gate, Verdict

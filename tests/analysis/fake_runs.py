@@ -7,28 +7,20 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from mlaprof.kernels.tiles import label
-from mlaprof.records import (
+from mlaprof.facts import (
     Check,
-    Device,
-    Environment,
     GateFacts,
-    Gpu,
     GraphFacts,
     KernelResources,
-    Kind,
     Ledger,
-    Manifest,
-    Measurement,
     MemoryUse,
     NodeCounts,
-    Outcome,
-    Point,
-    Run,
     SizeFacts,
     StepCounts,
     Timing,
 )
+from mlaprof.kernels.tiles import label
+from mlaprof.records import Device, Environment, Gpu, Kind, Manifest, Measurement, Outcome, Point, Run
 from mlaprof.study import (
     BOUNDARIES,
     BOUNDED_MODES,

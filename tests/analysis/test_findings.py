@@ -9,7 +9,7 @@ import pytest
 
 from mlaprof.analysis.cells import Breach, Summary
 from mlaprof.analysis.summary import summarize
-from mlaprof.records import SizeFacts
+from mlaprof.facts import SizeFacts
 
 
 def summary_of(fake_runs: ModuleType, rows: list[Any], budget: str = "") -> Summary:

@@ -13,7 +13,7 @@ import pytest
 from mlaprof import store
 from mlaprof.analysis.cells import Summary
 from mlaprof.analysis.summary import summarize
-from mlaprof.records import SizeFacts
+from mlaprof.facts import SizeFacts
 from mlaprof.report.capture_tables import ledger_columns
 from mlaprof.report.cells_table import share
 from mlaprof.report.console import print_summary

@@ -8,7 +8,7 @@ import pytest
 
 from mlaprof.analysis.cells import Summary
 from mlaprof.analysis.summary import summarize
-from mlaprof.records import Check
+from mlaprof.facts import Check
 from mlaprof.report.console import print_summary
 
 Printed = Callable[..., Any]

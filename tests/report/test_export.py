@@ -9,7 +9,8 @@ import pytest
 
 from mlaprof.analysis.cells import Summary
 from mlaprof.analysis.summary import summarize
-from mlaprof.records import Check, MemoryUse, Run
+from mlaprof.facts import Check, MemoryUse
+from mlaprof.records import Run
 from mlaprof.report.export import summary_json, to_csv, to_json, to_markdown
 from mlaprof.report.objects import MEMORY
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from mlaprof.records import DispatchTax, Measurement, NodeCounts, Outcome, Point, SegmentFacts, StepCounts
+from mlaprof.facts import DispatchTax, NodeCounts, SegmentFacts, StepCounts
+from mlaprof.records import Measurement, Outcome, Point
 from mlaprof.report.partition import condensed, partitions_json, print_partitions
 
 Printed = Callable[..., Any]

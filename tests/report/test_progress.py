@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from mlaprof.records import DispatchTax, NodeCounts, Started, StepCounts
+from mlaprof.facts import DispatchTax, NodeCounts, StepCounts
+from mlaprof.records import Started
 from mlaprof.report.progress import finished_line, progress
 
 Printed = Callable[..., Any]

@@ -6,7 +6,7 @@ import pytest
 
 from mlaprof.analysis.cells import CellStatus
 from mlaprof.analysis.compare import VERDICTS, Verdict
-from mlaprof.records import MemoryUse
+from mlaprof.facts import MemoryUse
 from mlaprof.report.style import BOUNDARY, MEMORY_PARTS, MODE, STATUS, VERDICT
 from mlaprof.study import BOUNDARIES, MODES
 

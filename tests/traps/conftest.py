@@ -17,7 +17,8 @@ from mlaprof import verify
 from mlaprof.capture import piecewise, splitter
 from mlaprof.capture.captured import CapturedRunner
 from mlaprof.capture.graphs import CaptureError
-from mlaprof.records import BatchSpec, CaptureSpec, Check, Job, LayerSpec, MeasureSpec, Outcome, Point
+from mlaprof.facts import Check
+from mlaprof.records import BatchSpec, CaptureSpec, Job, LayerSpec, MeasureSpec, Outcome, Point
 from mlaprof.shapes import PRESETS
 from mlaprof.study import PR_BOUNDARY, Boundary, LayerOptions, Mode, Phase
 from mlaprof.worker.arms import Arm

@@ -13,10 +13,11 @@ from mlaprof.analysis.findings import breaches
 from mlaprof.capture import cpu_graph
 from mlaprof.capture.captured import CapturedRunner
 from mlaprof.capture.graphs import CaptureError
+from mlaprof.facts import StepCounts
 from mlaprof.layer import indexer, mla
 from mlaprof.layer.mla import MLA
 from mlaprof.layer.stack import Stack
-from mlaprof.records import Measurement, Point, StepCounts
+from mlaprof.records import Measurement, Point
 from mlaprof.study import BudgetSpec, Mode
 from mlaprof.worker.counting import counts_job
 from mlaprof.worker.memory import memory_job

@@ -12,9 +12,10 @@ import torch
 
 from mlaprof.analysis.summary import summarize
 from mlaprof.config.load import load_study, resolved_yaml
+from mlaprof.facts import StepCounts
 from mlaprof.layer.mla import MLA
 from mlaprof.plan import expand
-from mlaprof.records import Environment, Job, Manifest, Measurement, Run, StepCounts
+from mlaprof.records import Environment, Job, Manifest, Measurement, Run
 from mlaprof.study import BOUNDARIES, MODES, Mode
 from mlaprof.worker.jobs import run_job
 

@@ -9,7 +9,8 @@ from mlaprof.capture.breakable import BreakableRunner
 from mlaprof.capture.full import FullRunner
 from mlaprof.capture.graphs import CaptureError
 from mlaprof.capture.program import Prepared, Program
-from mlaprof.records import Job, Ledger, Measurement
+from mlaprof.facts import Ledger
+from mlaprof.records import Job, Measurement
 from mlaprof.worker import prepare
 from mlaprof.worker.jobs import run_job
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from mlaprof.analysis.cells import Group, Summary
 from mlaprof.analysis.stats import Estimate
-from mlaprof.records import SizeFacts, StepCounts
+from mlaprof.facts import SizeFacts, StepCounts
 from mlaprof.report.figures.canvas import WIDTH_IN, canvas, legend_above
 from mlaprof.report.figures.lines import Arms, draw_lines, finish, plain_log_ticks, scaled
 from mlaprof.report.figures.ways import by_way

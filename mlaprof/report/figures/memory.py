@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mlaprof.analysis.cells import Group, Summary
-from mlaprof.records import Ledger, MemoryUse
+from mlaprof.facts import Ledger, MemoryUse
 from mlaprof.report.figures.canvas import canvas, legend_above
 from mlaprof.report.figures.ways import by_way
 from mlaprof.report.sentences import RESIDUAL_LIMIT_BYTES

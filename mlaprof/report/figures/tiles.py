@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from mlaprof.analysis.cells import Cell, Group, Summary
+from mlaprof.facts import KernelResources
 from mlaprof.kernels.tiles import SHARED_LIMIT_BYTES
-from mlaprof.records import KernelResources
 from mlaprof.report.figures.canvas import canvas
 from mlaprof.report.figures.ways import by_way
 from mlaprof.report.style import STATUS

@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 
 from mlaprof.analysis.cells import groups
 from mlaprof.analysis.summary import summarize
-from mlaprof.records import Ledger, Measurement, SizeFacts
+from mlaprof.facts import Ledger, SizeFacts
+from mlaprof.records import Measurement
 from mlaprof.report.figures.capture import capture_cost, counts
 
 Texts = Callable[[Figure | None], str]

@@ -1,0 +1,225 @@
+"""What was seen at a Point: times, memory, graphs, counts, checks. The parts of a Measurement.
+
+Seconds, bytes, hertz, watts, degrees Celsius.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer
+
+from mlaprof.study import Hold
+
+SizeState = Literal["eager", "captured", "replayed", "fell_back", "not_captured"]
+
+
+class Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def _unpack_samples(value: Any) -> Any:
+    if isinstance(value, str):
+        return tuple(np.frombuffer(base64.b64decode(value), dtype="<f4").tolist())
+    return value
+
+
+def _pack_samples(value: Sequence[float]) -> str:
+    return base64.b64encode(np.asarray(value, dtype="<f4").tobytes()).decode("ascii")
+
+
+Samples = Annotated[
+    tuple[float, ...],
+    BeforeValidator(_unpack_samples),
+    PlainSerializer(_pack_samples, return_type=str, when_used="json"),
+]
+"""Raw samples; float32 in base64 inside JSON (relative error 6e-8, far below any clock here)."""
+
+
+class Timing(Record):
+    """Raw samples of one arm, one entry a round in every series that is present."""
+
+    device_s: Samples  # CUDA events; on a CPU the wall time of the emulated step
+    submit_s: Samples  # host time to enqueue the step, no synchronisation inside
+    sm_clock_hz: Samples = ()  # the rest is empty without NVML
+    power_w: Samples = ()
+    temperature_c: Samples = ()
+    clock_event_reasons: tuple[int, ...] = ()  # NVML bit mask
+    unfilled: int = 0  # samples whose step the device reached before all of it was queued: it synchronises itself
+    cache: Literal["cold", "warm"]
+    clock: Literal["cuda_event", "perf_counter"]
+    warmup_s: float
+    first_call_s: float  # build, JIT and first run; never mixed in
+
+
+class NodeCounts(Record):
+    """Nodes of CUDA graphs by type; on a CPU every recorded operator counts as a kernel."""
+
+    kernel: int = 0
+    memcpy: int = 0
+    memset: int = 0
+    other: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.kernel + self.memcpy + self.memset + self.other
+
+
+class SizeFacts(Record):
+    """What one captured size cost. All segments together."""
+
+    num_tokens: int
+    state: SizeState  # captured, or not_captured with the reason
+    reason: str = ""
+    nodes: NodeCounts = NodeCounts()
+    capture_s: float = 0.0
+    instantiate_s: float = 0.0
+    first_replay_s: float = 0.0
+    pool_bytes: int = 0  # growth of the graphs' private pool
+    driver_bytes: int | None = None  # growth of device memory outside torch's allocator: executables, modules
+    transient_bytes: int | None = None  # most that was allocated during the capture beyond what stayed
+
+
+class Ledger(Record):
+    """Where the device's memory went in a process that ran one mode. None where this machine cannot tell.
+
+    Weights, caches and buffers are counted from their tensors, the pool from the allocator's segments, the rest from
+    what the device reports; so the parts need not sum to device_bytes, and `residual_bytes` says by how much they miss.
+    """
+
+    hold: Hold
+    context_bytes: int | None = None  # outside torch's allocator before the first capture: context, modules, libraries
+    weights_bytes: int
+    caches_bytes: int
+    buffers_bytes: int
+    workspace_bytes: int | None = None  # allocated, none of those: library workspaces, rotation tables, spare inputs
+    slack_bytes: int | None = None  # reserved by the allocator's default pool, not allocated
+    sizes: tuple[SizeFacts, ...] = ()  # in the order of capture
+    device_bytes: int | None = None  # what the device reports as used after all captures
+
+    @property
+    def residual_bytes(self) -> int | None:
+        if self.device_bytes is None:
+            return None
+        parts = (self.context_bytes, self.weights_bytes, self.caches_bytes, self.buffers_bytes)
+        rest = (self.workspace_bytes, self.slack_bytes)
+        graphs = sum(size.pool_bytes + (size.driver_bytes or 0) for size in self.sizes)
+        return self.device_bytes - graphs - sum(part or 0 for part in (*parts, *rest))
+
+
+class MemoryUse(Record):
+    """Memory at one Point. All in bytes; None where this machine cannot tell."""
+
+    weights_bytes: int
+    caches_bytes: int
+    buffers_bytes: int  # inputs and attention metadata at fixed addresses
+    graph_pool_bytes: int  # private pool of this mode's graphs, all sizes; 0 in eager modes
+    allocator_peak_bytes: int | None = None
+    host_peak_bytes: int | None = None  # resident peak of the worker process, on a CPU
+    nvml_process_bytes: int | None = None
+    ledger: Ledger | None = None  # of the whole process, the same at each of its Points
+
+
+class KernelResources(Record):
+    """What the compiler says of one kernel with one tile configuration."""
+
+    kernel: str
+    tiles: str
+    target: str  # e.g. sm_90
+    registers: int  # a thread
+    stack_bytes: int  # a thread; above 0 means spills or local arrays
+    shared_bytes: int  # a block
+
+
+class GraphFacts(Record):
+    """How the mode ran the step."""
+
+    state: SizeState | None = None  # None in runs of before this was recorded
+    captured_segments: int
+    eager_segments: int
+    graph_launches: int  # a step
+    graph_nodes: int  # all segments together
+    nodes: NodeCounts | None = None
+    prepare_s: float | None = None  # tracing, warm-ups, capture, instantiation and first replay of this size
+    capture_s: float  # of the captures alone; prepare_s where that is None
+    instantiate_s: float | None = None
+    first_replay_s: float | None = None
+    padded_tokens: int  # rows the captured part works on
+    hold: Hold | None = None  # of tensors that cross a segment; None without graphs
+    multi_stream: bool = False
+
+
+class SegmentFacts(Record):
+    """One piece of a step."""
+
+    name: str
+    kind: Literal["captured", "eager", "free"]
+    ops: tuple[str, ...]
+    kernels: int | None = None  # kernel nodes of a captured piece
+
+
+class StepCounts(Record):
+    """What one step asks of the driver, from a profiled pass; no time of it is used anywhere.
+
+    On a CPU an operator counts as a kernel, and a value read by the host as a synchronisation and a copy.
+    """
+
+    steps: int  # that were profiled; every other number is of one
+    kernels: int  # seen on the device
+    kernel_launches: int  # kernels that the host launched one by one: the eager ones
+    graph_launches: int
+    nodes: NodeCounts  # of the graphs that a step replays
+    stream_syncs: int = 0
+    device_syncs: int = 0
+    event_syncs: int = 0
+    d2h_copies: int = 0
+    h2d_copies: int = 0
+    allocations: int = 0  # blocks asked of torch's allocator
+    driver_allocations: int = 0  # cudaMalloc and its kin
+    complete: bool  # the same in every profiled step, and kernels == nodes.kernel + kernel_launches
+    segments: tuple[SegmentFacts, ...] = ()
+    stop: str | None = None  # the operator at which cutting stopped
+
+    @property
+    def syncs(self) -> int:
+        return self.stream_syncs + self.device_syncs + self.event_syncs
+
+    @property
+    def coverage(self) -> float | None:
+        """Kernels captured over all kernels; None for a step without any."""
+        every = self.nodes.kernel + self.kernel_launches
+        return self.nodes.kernel / every if every else None
+
+
+class DispatchTax(Record):
+    """Host seconds of one call of an operator that does nothing, with Op 2's arguments."""
+
+    bare_s: float  # the Python function itself
+    define_s: float  # through torch.library define and impl, as here
+    custom_op_s: float  # through the torch.library.custom_op decorator, as upstream
+    calls: int  # each is the median of this many
+    ops_per_step: int  # operators that a step of the study dispatches this way
+
+
+class GateFacts(Record):
+    """What the replays of a captured cell were put through before its time was taken, and after."""
+
+    sets: tuple[str, ...]  # metadata sets, e.g. "other pages", "fewer tokens"
+    replays: int
+    interleaved: tuple[int, ...]  # other captured sizes replayed in between
+    after_timing: bool  # checked once more behind the timed rounds
+
+
+class Check(Record):
+    """One comparison that ran before any timing. value is compared with limit as `value <= limit`."""
+
+    name: str
+    value: float
+    limit: float
+
+    @property
+    def passed(self) -> bool:
+        return self.value <= self.limit  # False for NaN
