@@ -149,7 +149,7 @@ class GraphFacts(Record):
     first_replay_s: float | None = None
     padded_tokens: int  # rows the captured part works on
     hold: Hold | None = None  # of tensors that cross a segment; None without graphs
-    multi_stream: bool = False
+    multi_stream: bool = False  # independent work was put on a second stream where there are streams
 
 
 class SegmentFacts(Record):

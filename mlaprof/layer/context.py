@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from mlaprof.layer.metadata import AttnMetadata
+from mlaprof.study import MultiStream
 
 _current = threading.local()
 
@@ -48,8 +49,8 @@ class ForwardContext:
     """Enter it around every forward, captured or not.
 
     compiled is the engine's torch-compile flag: true while the layer runs under a graph optimizer, at run time too,
-    not only while Dynamo traces. It switches the short-MHA branch off. multi_stream lets independent work inside the
-    ops run beside each other on CUDA (`parallel.maybe_execute_in_parallel`).
+    not only while Dynamo traces. It switches the short-MHA branch off. multi_stream says where independent work inside
+    the ops runs on two streams of a GPU (`parallel.maybe_execute_in_parallel`): nowhere, in captures, in eager runs too.
     """
 
     __slots__ = ("_aux_stream", "_device", "_layers", "_metadata", "_outer", "compiled", "multi_stream")
@@ -60,7 +61,7 @@ class ForwardContext:
         metadata: AttnMetadata,
         *,
         compiled: bool,
-        multi_stream: bool = False,
+        multi_stream: MultiStream = "off",
     ) -> None:
         self._layers = weakref.WeakValueDictionary(layers)
         self._metadata = weakref.ref(metadata)
@@ -68,7 +69,9 @@ class ForwardContext:
         self.compiled = compiled
         self.multi_stream = multi_stream
         self._device = metadata.device
-        self._aux_stream: torch.cuda.Stream | None = None
+        # Made here: the first fork may stand inside a capture.
+        streams = multi_stream != "off" and self._device.type == "cuda"
+        self._aux_stream = torch.cuda.Stream(self._device) if streams else None
 
     def __enter__(self) -> ForwardContext:
         self._outer.append(getattr(_current, "context", None))
@@ -82,8 +85,10 @@ class ForwardContext:
 
     @property
     def forks(self) -> bool:
-        """Whether independent work runs on two streams: switched on, and on a device that has streams."""
-        return self.multi_stream and self._device.type == "cuda"
+        """Whether independent work now runs on two streams: switched on, and on a device that has streams."""
+        if self.multi_stream == "off" or self._device.type != "cuda":
+            return False
+        return self.multi_stream == "always" or torch.cuda.is_current_stream_capturing()
 
     @property
     def metadata(self) -> AttnMetadata:
@@ -93,7 +98,7 @@ class ForwardContext:
         return metadata
 
     def aux_stream(self, current: torch.cuda.Stream) -> torch.cuda.Stream:
-        """The stream for work beside current; made at first need, the same one ever after."""
+        """The stream for work beside current, the same one ever after."""
         # torch hands streams out of a ring of 32, so the one kept may have become the current one as well.
         if self._aux_stream is None or self._aux_stream == current:
             self._aux_stream = torch.cuda.Stream(current.device)

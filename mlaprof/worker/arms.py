@@ -62,8 +62,7 @@ def build_arm(job: Job, point: Point, stack: Stack, buffers: InputBuffers, metad
         runner = BreakableRunner(variant, buffers, graphs, excluded, hold=capture.hold, variant=piece_key)
     else:
         runner = PiecewiseRunner(variant, buffers, graphs, excluded, hold=capture.hold, variant=piece_key)
-    multi_stream = capture.multi_stream == "always" or (capture.multi_stream == "graphs" and not eager)
-    context = ForwardContext(variant.attention, metadata, compiled=not eager, multi_stream=multi_stream)
+    context = ForwardContext(variant.attention, metadata, compiled=not eager, multi_stream=capture.multi_stream)
     return Arm(point, variant, runner, graphs, context, capture.hold)
 
 

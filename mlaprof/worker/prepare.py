@@ -79,7 +79,7 @@ def not_captured(size: int, error: Exception) -> SizeFacts:
 
 def graph_facts(prepared: Prepared) -> GraphFacts:
     """How the Point is run, as of now; its batch must be loaded."""
-    arm = prepared.arm
+    arm, switch = prepared.arm, prepared.arm.context.multi_stream
     facts = arm.runner.facts(arm.point.num_tokens)
     return GraphFacts(
         state=facts.state,
@@ -94,7 +94,7 @@ def graph_facts(prepared: Prepared) -> GraphFacts:
         first_replay_s=facts.first_replay_s,
         padded_tokens=facts.num_tokens,
         hold=None if arm.graphs is None else arm.hold,
-        multi_stream=arm.context.multi_stream,
+        multi_stream=switch == "always" or (switch == "graphs" and facts.graph_launches > 0),
     )
 
 

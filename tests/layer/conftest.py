@@ -23,7 +23,7 @@ from mlaprof.layer.stack import Stack
 from mlaprof.layer.tiling import layer_tiles
 from mlaprof.layer.weights import random_weights
 from mlaprof.shapes import PRESETS, LayerShape
-from mlaprof.study import PR_BOUNDARY, Boundary, kernel_dims
+from mlaprof.study import PR_BOUNDARY, Boundary, MultiStream, kernel_dims
 
 # GLM-5's geometry where it differs from V3.2's: nope 192, v 256, interleaved index rotation, no YaRN; six heads, too.
 GLM_SMALL = replace(
@@ -126,7 +126,9 @@ class Bench:
         positions[: batch.num_tokens] = inputs.position_ids(batch, self.device)
         return hidden, positions
 
-    def context(self, *, compiled: bool = False, form: Form = "split", multi_stream: bool = False) -> ForwardContext:
+    def context(
+        self, *, compiled: bool = False, form: Form = "split", multi_stream: MultiStream = "off"
+    ) -> ForwardContext:
         return ForwardContext(self.stack(form).attention, self.metadata, compiled=compiled, multi_stream=multi_stream)
 
     def forward(self, hidden: Tensor, positions: Tensor, *, form: Form = "split", compiled: bool = False) -> Tensor:

@@ -13,7 +13,7 @@ from mlaprof.study import BOUNDARIES
 MIXED: dict[str, Any] = {"contexts": [(33, 0), (20, 70)], "generations": [(1, 200), (1, 5)]}
 
 
-@pytest.mark.parametrize("switch", [False, True], ids=["off", "on"])
+@pytest.mark.parametrize("switch", ["off", "graphs", "always"])
 def test_on_a_cpu_the_second_follows_the_first(tiny, switch):
     """Whatever the switch says: there are no streams. Both results come back in order."""
     done: list[str] = []
@@ -23,14 +23,14 @@ def test_on_a_cpu_the_second_follows_the_first(tiny, switch):
         return torch.tensor(len(done))
 
     context = tiny.context(multi_stream=switch)
-    assert context.multi_stream is switch and not context.forks
+    assert context.multi_stream == switch and not context.forks
     one, two = maybe_execute_in_parallel(lambda: work("first"), lambda: work("second"), context)
     assert done == ["first", "second"] and (int(one), int(two)) == (1, 2)
 
 
 def test_multi_stream_is_off_unless_asked_for(tiny):
     """As upstream: stream switches cost host time in eager runs."""
-    assert tiny.context().multi_stream is False
+    assert tiny.context().multi_stream == "off"
 
 
 @pytest.mark.parametrize("boundary", BOUNDARIES)
@@ -62,7 +62,7 @@ def test_two_streams_give_the_bits_of_one(on_gpu, form):
     batch = on_gpu.batch(**MIXED)
     hidden, positions = on_gpu.load(batch)
     want = on_gpu.forward(hidden, positions, form=form)
-    with on_gpu.context(form=form, multi_stream=True) as context:
+    with on_gpu.context(form=form, multi_stream="always") as context:
         assert context.forks
         for _ in range(20):
             hidden, positions = on_gpu.load(batch)
@@ -73,8 +73,18 @@ def test_two_streams_give_the_bits_of_one(on_gpu, form):
 
 
 @pytest.mark.gpu
+def test_graphs_alone_fork_where_that_is_asked_for(on_gpu):
+    """Eager work of the same arm, Op 2 between two graphs for one, stays on its stream."""
+    context = on_gpu.context(multi_stream="graphs")
+    assert not context.forks
+    with torch.cuda.graph(torch.cuda.CUDAGraph()):
+        assert context.forks
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("switch", ["graphs", "always"])
 @pytest.mark.parametrize("boundary", BOUNDARIES)
-def test_a_forked_step_is_captured_and_replays_eager(on_gpu, boundary):
+def test_a_forked_step_is_captured_and_replays_eager(on_gpu, boundary, switch):
     """Fork and join are edges of the graph; other hidden states than at capture."""
     on_gpu.cut(boundary)
     batch = on_gpu.batch([(33, 0), (70, 0)])
@@ -82,7 +92,7 @@ def test_a_forked_step_is_captured_and_replays_eager(on_gpu, boundary):
     other, _ = on_gpu.load(batch, seed=77)
     want = on_gpu.forward(other, positions, compiled=True)
     on_gpu.load(batch)
-    with on_gpu.context(compiled=True, multi_stream=True):
+    with on_gpu.context(compiled=True, multi_stream=switch):
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
@@ -104,7 +114,7 @@ def test_a_forked_step_is_captured_and_replays_eager(on_gpu, boundary):
 def test_the_auxiliary_stream_is_kept_and_is_never_the_current_one(on_gpu):
     """torch deals streams from a ring, so that the kept one may come round as the current one."""
     on_gpu.load(on_gpu.batch(**MIXED))
-    context = on_gpu.context(multi_stream=True)
+    context = on_gpu.context(multi_stream="always")
     current = torch.cuda.current_stream()
     aux = context.aux_stream(current)
     assert aux != current and context.aux_stream(current) == aux
