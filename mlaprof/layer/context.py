@@ -50,7 +50,7 @@ class ForwardContext:
 
     compiled is the engine's torch-compile flag: true while the layer runs under a graph optimizer, at run time too,
     not only while Dynamo traces. It switches the short-MHA branch off. multi_stream says where independent work inside
-    the ops runs on two streams of a GPU (`parallel.maybe_execute_in_parallel`): nowhere, in captures, in eager runs too.
+    the ops runs on two streams of a GPU (`maybe_execute_in_parallel`): nowhere, in captures, or in eager runs as well.
     """
 
     __slots__ = ("_aux_stream", "_device", "_layers", "_metadata", "_outer", "compiled", "multi_stream")
