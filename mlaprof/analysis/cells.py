@@ -209,6 +209,14 @@ class Finding:
 
 
 @dataclass(frozen=True)
+class Floor:
+    """What two timings of one thing differ by in a run: a smaller difference is not there to be seen."""
+
+    ratio: float  # 0.005 is 0.5 %
+    cells: int  # A/A pairs it rests on
+
+
+@dataclass(frozen=True)
 class Summary:
     """All cells of a run in plan order."""
 
@@ -222,6 +230,7 @@ class Summary:
     findings: tuple[Finding, ...]
     piecewise_vs_breakable: tuple[PiecewiseVsBreakable, ...] = ()
     boundary_prices: tuple[BoundaryPrice, ...] = ()
+    floor: Floor | None = None  # None: no cell of the run timed its baseline twice
 
     @property
     def over_budget(self) -> bool:
