@@ -12,6 +12,7 @@ from mlaprof.config.axes import Combination, combinations
 from mlaprof.config.sizes import captured_sizes
 from mlaprof.records import Device, Job, Kind, Measurement, Outcome, Point
 from mlaprof.study import (
+    BASELINE,
     BOUNDED_MODES,
     BUCKETED_MODES,
     PHASES,
@@ -73,8 +74,8 @@ def expand(study: Study, device: Device) -> Plan:
     cuda  one timing job a (phase, context_len) with all sizes, arms of a cell adjacent: modes and their boundaries,
           each with its tiles
     cpu   the same with default tiles only, emulated; tile Points go to one compile job, which yields no time
-    Both  with default tiles, if the study asks for it: one memory job a (phase, context_len, mode, boundary), and one
-          counts job a (phase, context_len) with every arm
+    Both  with default tiles, if the study asks for it: in a timing job the A/A twin of each cell's baseline; one memory
+          job a (phase, context_len, mode, boundary); one counts job a (phase, context_len) with every arm
     Sizes run largest first, as engines capture them.
     """
     buckets = captured_sizes(study)
@@ -96,7 +97,8 @@ def expand(study: Study, device: Device) -> Plan:
             defaults.append(points[0])
             arms += points if device == "cuda" else points[:1]
             compiled += () if device == "cuda" else points[1:]
-        timing += _jobs(study, device, "timing", [arms], buckets)
+        timed = list(_with_twins(arms)) if study.measure.twin else arms
+        timing += _jobs(study, device, "timing", [timed], buckets)
         if study.measure.memory:
             ways: dict[str, list[Point]] = {}
             for point in sorted(defaults, key=_place_of_way(study)):
@@ -241,6 +243,20 @@ def _tile_choices(study: Study, phase: Phase) -> Iterator[tuple[TileChoice, ...]
 
 def _point(study: Study, combination: Combination, tiles: tuple[TileChoice, ...]) -> Point:
     return Point(preset=study.layer.preset, **combination._asdict(), tiles=tiles)
+
+
+def _with_twins(arms: Iterable[Point]) -> Iterator[Point]:
+    """The arms, those of a cell adjacent, with a twin behind each cell's baseline.
+
+    A cell without study.BASELINE has the first of its ways in its place.
+    """
+    for _, group in itertools.groupby(arms, key=lambda point: point.cell):
+        members = list(group)
+        baseline = min((each for each in members if not each.tiles), key=lambda each: each.mode != BASELINE)
+        for point in members:
+            yield point
+            if point is baseline:
+                yield point.model_copy(update={"twin": True})
 
 
 def _skip(point: Point, kind: Kind, reason: str, device: Device, now: str) -> Measurement:

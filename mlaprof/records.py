@@ -51,10 +51,11 @@ class Point(Record):
     mode: Mode
     boundary: Boundary = PR_BOUNDARY  # another one only in study.BOUNDED_MODES
     tiles: tuple[TileChoice, ...] = ()
+    twin: bool = False  # the A/A twin: its cell's baseline once more, timed as an arm of its own
 
     @property
     def cell(self) -> str:
-        """What the arms of one comparison share: everything but mode, boundary and tiles."""
+        """What the arms of one comparison share: everything but mode, boundary, tiles and twin."""
         return f"{self.preset}/{self.phase}/t{self.num_tokens}/ctx{self.context_len}"
 
     @property
@@ -70,7 +71,7 @@ class Point(Record):
     @property
     def key(self) -> str:
         """A readable sentence: test id, resume key, join key of compare, label in plots."""
-        return "/".join(part for part in (self.cell, self.way, self.tiles_label) if part)
+        return "/".join(part for part in (self.cell, self.way, self.tiles_label, "aa" if self.twin else "") if part)
 
 
 class Job(Record):

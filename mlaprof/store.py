@@ -4,6 +4,7 @@ Schema history (`PRAGMA user_version`; `PRAGMA application_id` says that the fil
     1   manifest(record), measurement(kind, key, record); a record is the JSON of records.py
     2   a Point has a boundary, a Measurement counts, gate and dispatch; GraphFacts.capture_s is of the captures alone,
         and prepare_s, absent before, of what capture_s was
+    3   a Point may be the A/A twin of its cell's baseline
 Old files are read as they are: a new field has a default that says what the old mlaprof did. A field that is new,
 renamed or of another meaning raises the version, because an older mlaprof refuses or misreads it. A run goes on only
 under the schema that it began with.
@@ -31,7 +32,7 @@ from urllib.parse import quote
 from mlaprof.errors import RunFileError
 from mlaprof.records import Kind, Manifest, Measurement, Run, decode, encode
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 SUFFIX = ".mlaprof"
 APPLICATION_ID = 0x4D4C4150  # "MLAP"
 

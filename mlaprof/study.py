@@ -27,6 +27,7 @@ MODES: tuple[Mode, ...] = (
     "breakable",
     "full",
 )
+BASELINE: Mode = "monolithic_eager"  # what speed-ups are over
 DEFAULT_MODES: tuple[Mode, ...] = ("monolithic_eager", "split_piecewise", "breakable", "full")
 BUCKETED_MODES: tuple[Mode, ...] = ("monolithic_piecewise", "split_piecewise", "breakable")  # pad up to a captured size
 SPLIT_MODES: tuple[Mode, ...] = ("split_eager", "split_piecewise", "breakable")  # exist only for DSA
@@ -104,6 +105,7 @@ class MeasureSpec(Part):
     max_samples: PositiveInt = 500
     min_time_s: Annotated[float, Field(ge=0)] = 0.2  # device time to accumulate, an arm
     warmup_s: Annotated[float, Field(ge=0)] = 0.2  # of all arms in rotation
+    twin: bool = True  # each cell's baseline is timed twice: what the two differ by is the run's A/A floor
     point_timeout_s: Annotated[float, Field(gt=0)] = 300.0  # one stage of one cell, in the worker
     memory: bool = True  # one fresh process a mode for the memory ledger
     counts: bool = True  # one profiled process for what each step launches, copies and waits for

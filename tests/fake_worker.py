@@ -76,7 +76,8 @@ def sleep_with_a_grandchild() -> None:
 def key(point: dict) -> str:
     """The key of a Point with default tiles."""
     boundary = "" if point["boundary"] == "index_quant" else f"@{point['boundary']}"
-    return "{preset}/{phase}/t{num_tokens}/ctx{context_len}/{mode}".format_map(point) + boundary
+    twin = "/aa" if point["twin"] else ""
+    return "{preset}/{phase}/t{num_tokens}/ctx{context_len}/{mode}".format_map(point) + boundary + twin
 
 
 def measurement(job: dict, point: dict) -> dict:

@@ -34,7 +34,7 @@ preset: tiny
 sweep:
   num_tokens: [5, 3]
   mode: [monolithic_eager, split_eager]
-measure: {cache: warm, min_samples: 30, min_time_s: 0, warmup_s: 0, memory: false, counts: false}
+measure: {cache: warm, min_samples: 30, min_time_s: 0, warmup_s: 0, memory: false, counts: false, twin: false}
 """
 # Two modes in place of the title's three, because each captured one traces for seconds; the others have tests/worker.
 WHOLE = """\
@@ -183,7 +183,7 @@ def test_a_sweep_measures_stores_prints_and_draws(whole_run: tuple[Path, Answer]
     assert answer.code == 0
     assert "EMULATED tiny prefill, context 0" in answer.out
     assert "split_piecewise" in answer.out and "sm_90" in answer.out
-    assert "[1/8] ✓ ok timing tiny/prefill/t3/ctx0/monolithic_eager" in answer.err
+    assert "[1/9] ✓ ok timing tiny/prefill/t3/ctx0/monolithic_eager" in answer.err
     run = store.load(path)
     assert {f"{m.kind} {m.point.key}" for m in run.measurements} == set(run.manifest.planned)
     assert {m.outcome.status for m in run.measurements} == {"ok", "compiled"}
@@ -201,7 +201,7 @@ def test_a_sweep_tells_repeated_compile_facts_once(whole_run: tuple[Path, Answer
     _, answer = whole_run
 
     assert answer.err.count("registers") == 1
-    assert "[8/8] 1 more cell compiled with the same tiles and facts" in answer.err
+    assert "[9/9] 1 more cell compiled with the same tiles and facts" in answer.err
 
 
 def test_the_default_run_file_lies_under_results(mlaprof: Mlaprof, fake_worker, tmp_path: Path) -> None:
@@ -422,7 +422,7 @@ def test_a_run_of_an_older_schema_is_shown_and_not_resumed(mlaprof: Mlaprof, che
     answer = mlaprof("sweep", "--resume", path, "--dry-run")
 
     assert answer.code == 2
-    assert "schema 1, this one writes 2" in answer.complaint and "start a new run" in answer.complaint
+    assert "schema 1, this one writes 3" in answer.complaint and "start a new run" in answer.complaint
     assert mlaprof("show", path).code == 0
     assert path.read_bytes() == before
 

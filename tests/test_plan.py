@@ -28,7 +28,8 @@ from mlaprof.study import (
     TileChoice,
 )
 
-TIMING = MeasureSpec(memory=False, counts=False)
+ALONE = MeasureSpec(twin=False)
+TIMING = MeasureSpec(memory=False, counts=False, twin=False)
 ALTERNATIVES = tuple(TileChoice(kernel="sparse_attn", values={"block_n": block_n}) for block_n in (16, 64))
 
 
@@ -39,6 +40,7 @@ def study(
     mode: tuple[Mode, ...] = ("monolithic_eager", "full"),
     **parts: Any,
 ) -> Study:
+    """A study without twins, unless `measure` says otherwise."""
     layer = parts.pop("layer", LayerSpec(preset="tiny", shape=PRESETS["tiny"]))
     axes = Axes(
         phase=phase,
@@ -47,7 +49,7 @@ def study(
         mode=mode,
         boundary=parts.pop("boundary", ("index_quant",)),
     )
-    return Study(name="study", layer=layer, axes=axes, **parts)
+    return Study(name="study", layer=layer, axes=axes, measure=parts.pop("measure", ALONE), **parts)
 
 
 def keys(points: tuple[Point, ...]) -> list[str]:
@@ -121,7 +123,9 @@ def test_alternatives_of_two_kernels_are_combined() -> None:
         "sparse_attn": ALTERNATIVES,
         "index_logits": (TileChoice(kernel="index_logits", values={"num_warps": 8}),),
     }
-    plan = expand(study(num_tokens=(8,), mode=("full",), tiles=tiles, measure=MeasureSpec(memory=False)), "cuda")
+    plan = expand(
+        study(num_tokens=(8,), mode=("full",), tiles=tiles, measure=MeasureSpec(memory=False, twin=False)), "cuda"
+    )
     assert keys(plan.points) == [
         "prefill/t8/ctx0/full",
         "prefill/t8/ctx0/full/sparse_attn=n16+index_logits=w8",
@@ -145,6 +149,75 @@ def test_a_phase_has_no_arms_for_kernels_it_does_not_run(phase: Phase, runs: set
     assert [set(), runs] == [{choice.kernel for choice in point.tiles} for point in plan.jobs[0].points]
 
 
+def test_each_cell_times_its_baseline_twice() -> None:
+    """The twin stands behind the baseline with its default tiles, in the timing job alone."""
+    asked = study(mode=("full", "monolithic_eager"), tiles={"sparse_attn": ALTERNATIVES[:1]}, measure=MeasureSpec())
+    for device, tiled in (("cuda", True), ("cpu", False)):
+        plan = expand(asked, device)
+        assert keys(plan.jobs[0].points) == [
+            f"prefill/t{size}/ctx0/{arm}"
+            for size in (8, 1)
+            for arm in (
+                "full",
+                *(["full/sparse_attn=n16"] if tiled else []),
+                "monolithic_eager",
+                "monolithic_eager/aa",
+                *(["monolithic_eager/sparse_attn=n16"] if tiled else []),
+            )
+        ]
+        assert [point.twin for point in plan.jobs[0].points].count(True) == 2
+        assert not any(point.twin for job in plan.jobs[1:] for point in job.points)
+        assert len(plan) == len(plan.planned) == len(set(plan.planned))
+
+
+@pytest.mark.parametrize(
+    ("parts", "twins"),
+    [
+        ({"mode": ("full", "split_eager")}, ["prefill/t8/ctx0/full/aa", "prefill/t1/ctx0/full/aa"]),
+        ({"phase": ("decode",), "mode": ("breakable", "full"), "num_tokens": (8,)}, ["decode/t8/ctx0/full/aa"]),
+        (
+            {"mode": ("split_piecewise",), "boundary": ("proj", "index_quant"), "num_tokens": (8,)},
+            ["prefill/t8/ctx0/split_piecewise@proj/aa"],
+        ),
+        ({"num_tokens": (8, 5000)}, ["prefill/t8/ctx0/monolithic_eager/aa"]),
+        (
+            {"exclude": (Selector(mode="monolithic_eager", num_tokens=1),)},
+            ["prefill/t8/ctx0/monolithic_eager/aa", "prefill/t1/ctx0/full/aa"],
+        ),
+        ({"mode": ("breakable",), "phase": ("decode",)}, []),
+    ],
+    ids=["no baseline", "first way skipped", "boundaries", "cell skipped", "baseline excluded", "all skipped"],
+)
+def test_the_twin_is_of_the_first_way_that_can_run(parts: dict[str, Any], twins: list[str]) -> None:
+    """Where the baseline of the speed-ups is not there; a skipped cell has none."""
+    for device in ("cpu", "cuda"):
+        plan = expand(study(**parts, measure=MeasureSpec()), device)
+        assert twins == keys(tuple(point for point in plan.points if point.twin))
+
+
+def test_a_twin_is_its_baseline_but_for_the_key() -> None:
+    """The same step of the same cell, so that the worker gives both one runner."""
+    plan = expand(study(num_tokens=(8,), measure=MeasureSpec()), "cuda")
+    baseline, twin, _ = plan.jobs[0].points
+    assert twin == baseline.model_copy(update={"twin": True})
+    assert (twin.cell, twin.way, twin.tiles_label) == (baseline.cell, baseline.way, baseline.tiles_label)
+    assert twin.key == f"{baseline.key}/aa"
+
+
+def test_no_twin_where_the_study_wants_none() -> None:
+    plan = expand(study(measure=MeasureSpec(twin=False)), "cuda")
+    assert not any(point.twin for point in plan.points)
+
+
+def test_resume_measures_a_cell_again_that_lacks_its_twin_alone() -> None:
+    """Two timings say nothing of each other unless they were taken round by round."""
+    plan = expand(study(measure=MeasureSpec(memory=False, counts=False)), "cuda")
+    twin = ("timing", "tiny/prefill/t1/ctx0/monolithic_eager/aa")
+    left = plan.without(set(plan.planned) - {twin})
+    arms = [f"prefill/t1/ctx0/{arm}" for arm in ("monolithic_eager", "monolithic_eager/aa", "full")]
+    assert jobs(left) == [("timing", arms)]
+
+
 def test_every_phase_and_context_is_a_job_of_its_own() -> None:
     """In the order of the axes, whatever the sizes."""
     plan = expand(study(phase=("decode", "prefill"), context_len=(64, 0), num_tokens=(2, 4), mode=("full",)), "cuda")
@@ -157,8 +230,8 @@ def test_every_phase_and_context_is_a_job_of_its_own() -> None:
 @pytest.mark.parametrize(
     ("measure", "kinds"),
     [
-        (MeasureSpec(memory=False), ["timing", "counts"]),
-        (MeasureSpec(counts=False), ["timing", "memory", "memory"]),
+        (MeasureSpec(memory=False, twin=False), ["timing", "counts"]),
+        (MeasureSpec(counts=False, twin=False), ["timing", "memory", "memory"]),
         (TIMING, ["timing"]),
     ],
     ids=["no memory", "no counts", "neither"],
@@ -336,14 +409,14 @@ def test_resume_measures_a_cell_with_all_its_arms() -> None:
 
 def test_resume_measures_memory_of_a_mode_with_all_its_sizes() -> None:
     """Smaller graphs reuse the pool of larger ones: alone they would weigh something else."""
-    plan = expand(study(mode=("full",), measure=MeasureSpec(counts=False)), "cuda")
+    plan = expand(study(mode=("full",), measure=MeasureSpec(counts=False, twin=False)), "cuda")
     done = {("memory", "tiny/prefill/t8/ctx0/full")}
     assert plan.jobs == plan.without(done).jobs
 
 
 def test_resume_counts_only_what_is_missing() -> None:
     """A step is counted by itself, whatever its cell's other arms do."""
-    plan = expand(study(measure=MeasureSpec(memory=False)), "cuda")
+    plan = expand(study(measure=MeasureSpec(memory=False, twin=False)), "cuda")
     done = {(kind, key) for kind, key in plan.planned if kind == "timing" or key.endswith("/full")}
     left = plan.without(done)
     assert jobs(left) == [("counts", ["prefill/t8/ctx0/monolithic_eager", "prefill/t1/ctx0/monolithic_eager"])]

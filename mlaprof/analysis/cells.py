@@ -15,6 +15,7 @@ Bound = Literal["host", "device"]
 FindingKind = Literal[
     "incorrect",
     "failed",
+    "irreproducible",
     "missing",
     "over_budget",
     "unbudgeted",
@@ -29,7 +30,6 @@ FindingKind = Literal[
     "emulated",
 ]
 
-BASELINE: Mode = "monolithic_eager"
 NOISY_HALF_WIDTH = 0.02  # of the median; beyond it a difference of a few per cent is not there to be seen
 
 
@@ -73,7 +73,7 @@ class Cell:
     notes: tuple[str, ...] = ()
     device_s: Estimate | None = None
     submit_s: Estimate | None = None
-    speedup: Estimate | None = None  # of device_s over BASELINE at the same cell, default tiles; above 1 is faster
+    speedup: Estimate | None = None  # of device_s over the baseline of the cell, default tiles; above 1 is faster
     submit_speedup: Estimate | None = None  # of submit_s, likewise; None where emulated: it would be speedup again
     tiles_speedup: Estimate | None = None  # over the default tiles of the same way
     cache: Literal["cold", "warm"] | None = None
@@ -93,6 +93,7 @@ class Cell:
     break_even: BreakEven | None = None
     resources: tuple[KernelResources, ...] = ()
     checks: tuple[Check, ...] = ()
+    twin_trouble: str = ""  # how the A/A twin of this baseline ended, where it went wrong and the baseline did not
 
     @property
     def place(self) -> str:

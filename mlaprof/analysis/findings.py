@@ -39,6 +39,7 @@ def findings(cells: Iterable[Cell], budget: BudgetSpec) -> tuple[Finding, ...]:
     found = [
         Finding("incorrect", keys(c for c in every if c.outcome == "incorrect")),
         Finding("failed", keys(c for c in every if c.outcome == "failed")),
+        Finding("irreproducible", keys(c for c in every if c.twin_trouble)),
         Finding("missing", keys(c for c in every if c.outcome == "missing")),
         Finding("over_budget", keys(c for c in every if c.breaches)),
         Finding("unbudgeted", keys(c for c in every if limited and c.outcome == "ok" and not c.tiles and not c.counts)),

@@ -11,19 +11,20 @@ from statistics import median
 
 from mlaprof.analysis.arms import Arm, arm_of, speedup
 from mlaprof.analysis.capture import boundary_prices, break_even, piecewise_vs_breakable
-from mlaprof.analysis.cells import BASELINE, Cell, CellStatus, ModeMean, Summary
+from mlaprof.analysis.cells import Cell, CellStatus, ModeMean, Summary
 from mlaprof.analysis.findings import breaches, findings
+from mlaprof.analysis.floor import noise_floor, twin_trouble
 from mlaprof.analysis.stats import Bootstrap, geometric_mean
 from mlaprof.analysis.stored import stored_budget
 from mlaprof.machine.nvml import event_names
 from mlaprof.records import Kind, Measurement, Point, Run
-from mlaprof.study import BOUNDARIES, MODES, PHASES, PR_BOUNDARY, Boundary, Mode, Phase
+from mlaprof.study import BASELINE, BOUNDARIES, MODES, PHASES, PR_BOUNDARY, Boundary, Mode, Phase
 
 THROTTLE_REASONS = 0x08 | 0x20 | 0x40 | 0x80  # NVML: hardware slowdown, software or hardware thermal, power brake
 
 _KEY = re.compile(
     rf"(?P<preset>.+)/(?P<phase>{'|'.join(PHASES)})/t(?P<num_tokens>\d+)/ctx(?P<context_len>\d+)"
-    rf"/(?P<way>(?P<mode>{'|'.join(MODES)})(?:@(?P<boundary>{'|'.join(BOUNDARIES)}))?)(?:/(?P<tiles>.+))?"
+    rf"/(?P<way>(?P<mode>{'|'.join(MODES)})(?:@(?P<boundary>{'|'.join(BOUNDARIES)}))?)(?:/(?P<tiles>.+?))??(?P<twin>/aa)?"
 )
 
 
@@ -47,10 +48,15 @@ def summarize(run: Run) -> Summary:
     expected: dict[str, tuple[str, ...]] = {}
     for entry in manifest.planned:
         kind, _, key = entry.partition(" ")
-        expected[key] = (*expected.get(key, ()), kind)
+        if not _is_twin(key):
+            expected[key] = (*expected.get(key, ()), kind)
     seen: dict[str, dict[Kind, Measurement]] = {}
+    twins: dict[str, Measurement] = {}
     for measurement in run.measurements:  # a later measurement of the same kind replaces an earlier one
-        seen.setdefault(measurement.point.key, {})[measurement.kind] = measurement
+        if measurement.point.twin:
+            twins[measurement.point.key] = measurement
+        else:
+            seen.setdefault(measurement.point.key, {})[measurement.kind] = measurement
     arms = {key: arm for key, kinds in seen.items() if (arm := arm_of(key, kinds.get("timing")))}
 
     on_cpu = manifest.device == "cpu"
@@ -60,8 +66,14 @@ def summarize(run: Run) -> Summary:
     ]
     by_key = {cell.key: cell for cell in cells}
     budget = stored_budget(manifest.study_yaml)
+    troubles = twin_trouble(twins.values(), {key: kinds["timing"] for key, kinds in seen.items() if "timing" in kinds})
     cells = [
-        replace(cell, break_even=break_even(cell, by_key), breaches=breaches(cell.counts, cell.mode, budget))
+        replace(
+            cell,
+            break_even=break_even(cell, by_key),
+            breaches=breaches(cell.counts, cell.mode, budget),
+            twin_trouble=troubles.get(cell.key, ""),
+        )
         for cell in cells
     ]
     return Summary(
@@ -75,14 +87,20 @@ def summarize(run: Run) -> Summary:
         findings=findings(cells, budget),
         piecewise_vs_breakable=piecewise_vs_breakable(cells, arms),
         boundary_prices=boundary_prices(cells, arms),
+        floor=noise_floor(twins.values(), arms),
     )
+
+
+def _is_twin(key: str) -> bool:
+    found = _KEY.fullmatch(key)
+    return found is not None and found["twin"] is not None
 
 
 def _identity(key: str) -> _Identity:
     """The parts of a Point key. Raises ValueError on anything else."""
     found = _KEY.fullmatch(key)
     if not found:
-        raise ValueError(f"key: expected preset/phase/tN/ctxN/mode[@boundary][/tiles], got {key!r}")
+        raise ValueError(f"key: expected preset/phase/tN/ctxN/mode[@boundary][/tiles][/aa], got {key!r}")
     return _Identity(
         preset=found["preset"],
         phase=next(phase for phase in PHASES if phase == found["phase"]),

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from rich.text import Text
 
-from mlaprof.analysis.cells import BoundaryPrice, Group
+from mlaprof.analysis.cells import BoundaryPrice, Floor, Group
 from mlaprof.analysis.stats import Estimate
 from mlaprof.facts import Ledger
 from mlaprof.report.cells_table import ratio_text
@@ -21,8 +21,8 @@ CAPTURE_TITLE = "What each captured size cost"
 MIB = Unit("MiB", 2.0**20)
 
 
-def breakable_columns(group: Group, *, ascii_only: bool = False) -> list[Column]:
-    """A row wherever both modes were timed; empty without one."""
+def breakable_columns(group: Group, *, floor: Floor | None = None, ascii_only: bool = False) -> list[Column]:
+    """A row wherever both modes were timed; empty without one. floor: the run's, of device times."""
     rows = group.piecewise_vs_breakable
     if not rows:
         return []
@@ -32,15 +32,17 @@ def breakable_columns(group: Group, *, ascii_only: bool = False) -> list[Column]
         Column("tokens", 0, [str(each.num_tokens) for each in rows]),
         Column("boundary", 0 if several else 9, [each.boundary if several else "" for each in rows], right=False),
         Column("tiles", 0 if any(each.tiles for each in rows) else 9, [each.tiles for each in rows], right=False),
-        Column("device", 0, [_ratio(each.device) for each in rows]),
+        Column("device", 0, [_ratio(each.device, floor) for each in rows]),
         Column(f"{sign}CI", 2, [_interval(each.device, sign) for each in rows]),
         Column("submit", 1, [_ratio(each.submit) for each in rows]),
         Column(f"submit {sign}CI", 3, [_interval(each.submit, sign) for each in rows]),
     ]
 
 
-def boundary_columns(prices: Sequence[BoundaryPrice], *, ascii_only: bool = False) -> list[Column]:
-    """A row a move that has a price; empty without one."""
+def boundary_columns(
+    prices: Sequence[BoundaryPrice], *, floor: Floor | None = None, ascii_only: bool = False
+) -> list[Column]:
+    """A row a move that has a price; empty without one. floor: the run's, of device times."""
     rows = [each for each in prices if not each.reason]
     if not rows:
         return []
@@ -58,7 +60,7 @@ def boundary_columns(prices: Sequence[BoundaryPrice], *, ascii_only: bool = Fals
         Column("mode", 0, [each.mode for each in rows], right=False),
         Column("from", 0, [each.start for each in rows], right=False),
         Column("to", 0, [each.end for each in rows], right=False),
-        Column("device", 0, [_ratio(each.device) for each in rows]),
+        Column("device", 0, [_ratio(each.device, floor) for each in rows]),
         Column(f"{sign}CI", 6, [_interval(each.device, sign) for each in rows]),
         Column(f"device {times.name}", 4, seconds([each.device_change_s for each in rows])),
         Column("submit", 1, [_ratio(each.submit) for each in rows]),
@@ -110,8 +112,8 @@ def capture_columns(ledgers: dict[str, Ledger]) -> list[Column]:
     ]
 
 
-def _ratio(speedup: Estimate | None) -> Text | str:
-    return ratio_text(speedup) if speedup else ""
+def _ratio(speedup: Estimate | None, floor: Floor | None = None) -> Text | str:
+    return ratio_text(speedup, floor) if speedup else ""
 
 
 def _interval(speedup: Estimate | None, sign: str) -> str:

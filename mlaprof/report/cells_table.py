@@ -7,21 +7,31 @@ from collections.abc import Callable, Iterable, Sequence
 
 from rich.text import Text
 
-from mlaprof.analysis.cells import BASELINE, Cell, ModeMean
+from mlaprof.analysis.cells import BoundaryPrice, Cell, Floor, Group, ModeMean, PiecewiseVsBreakable
 from mlaprof.analysis.stats import Estimate
 from mlaprof.report import sentences
 from mlaprof.report.columns import Column
 from mlaprof.report.style import STATUS
 from mlaprof.report.units import faster, plus_minus, significant, size_unit, time_unit
+from mlaprof.study import BASELINE
 
 DRIVER_TITLE = "What a step asks of the driver, at the largest size"
 _DRIVER = ("tokens", "mode", "eager kernels", "syncs", "d2h", "coverage", "graph nodes", "launches", "break-even")
 
 
 def cell_columns(
-    rows: Sequence[Cell], means: Sequence[ModeMean], *, ascii_only: bool = False, every_row: bool = False
+    rows: Sequence[Cell],
+    means: Sequence[ModeMean],
+    *,
+    floor: Floor | None = None,
+    ascii_only: bool = False,
+    every_row: bool = False,
 ) -> list[Column]:
-    """A row a cell, then a row a mean. every_row: token counts are not left blank where they repeat."""
+    """A row a cell, then a row a mean.
+
+    floor      the run's; speed-ups nearer to 1.0 are unclear
+    every_row  token counts are not left blank where they repeat
+    """
     times = time_unit(each.median for cell in rows for each in (cell.device_s, cell.submit_s) if each)
     memories = [cell.memory for cell in rows if cell.memory]
     sizes = size_unit(
@@ -52,7 +62,11 @@ def cell_columns(
         Column("status", 0, of_cells(lambda cell: _status(cell, ascii_only)), right=False),
         Column(f"device {times.name}", 0, medians(cell.device_s for cell in rows)),
         Column(f"{sign}CI", 3, of_cells(lambda cell: plus_minus(cell.device_s, sign) if cell.device_s else "")),
-        Column("speed-up", 1, [*(_speedup(cell) for cell in rows), *(ratio_text(mean.speedup) for mean in means)]),
+        Column(
+            "speed-up",
+            1,
+            [*(_speedup(cell, floor) for cell in rows), *(ratio_text(mean.speedup, floor) for mean in means)],
+        ),
         Column(f"submit {times.name}", 4, medians(cell.submit_s for cell in rows)),
         Column("bound", 2, of_cells(_bound), right=False),
         Column("eager kernels", 5, counted(lambda cell: cell.counts.kernel_launches if cell.counts else None)),
@@ -77,16 +91,36 @@ def driver_columns(rows: Sequence[Cell], *, ascii_only: bool = False) -> list[Co
     return [column for column in columns if column.title in _DRIVER] if shown else []
 
 
-def ratio_text(speedup: Estimate) -> Text:
-    """`1.12x faster`; `~1.00x` where the interval includes 1.0."""
-    if unclear(speedup):
+def ratio_text(speedup: Estimate, floor: Floor | None = None) -> Text:
+    """`1.12x faster`; `~1.00x` where that is unclear."""
+    if unclear(speedup, floor):
         return Text(f"~{speedup.median:.2f}x")
     return Text(faster(speedup.median), style="green" if speedup.median > 1 else "red")
 
 
-def unclear(speedup: Estimate) -> bool:
-    """The interval includes 1.0, unless it is nothing but 1.0."""
-    return speedup.ci_low <= 1 <= speedup.ci_high and speedup.ci_low != speedup.ci_high
+def unclear(speedup: Estimate, floor: Floor | None = None) -> bool:
+    """The interval includes 1.0, or the median is nearer to it than the floor; unless all of it is 1.0 exactly."""
+    if speedup.ci_low == speedup.ci_high == 1:
+        return False
+    below_floor = floor is not None and abs(math.log(speedup.median)) < floor.ratio
+    return below_floor or speedup.ci_low <= 1 <= speedup.ci_high
+
+
+def legend(group: Group, floor: Floor | None) -> str:
+    """What `~` means, where it stands in a table of the group; else nothing."""
+    pairs: tuple[PiecewiseVsBreakable | BoundaryPrice, ...] = (*group.piecewise_vs_breakable, *group.boundary_prices)
+    device = [
+        *(cell.speedup for cell in group.cells),
+        *(mean.speedup for mean in group.means),
+        *(each.device for each in pairs),
+    ]
+    if not (
+        any(speedup and unclear(speedup, floor) for speedup in device)
+        or any(each.submit and unclear(each.submit) for each in pairs)
+    ):
+        return ""
+    beyond = f", or device times differ by less than the A/A floor of {floor.ratio:.1%}" if floor else ""
+    return f"~ the interval of the speed-up includes 1.0{beyond}"
 
 
 def share(value: float | None) -> str:
@@ -125,10 +159,10 @@ def _memory(cell: Cell, name: str, scale: float) -> str:
     return "" if value is None else "0" if value == 0 else significant(value / scale)
 
 
-def _speedup(cell: Cell) -> Text | str:
+def _speedup(cell: Cell, floor: Floor | None) -> Text | str:
     if cell.mode == BASELINE and not cell.tiles and cell.speedup:
         return Text("baseline", style="bright_black")
-    return ratio_text(cell.speedup) if cell.speedup else ""
+    return ratio_text(cell.speedup, floor) if cell.speedup else ""
 
 
 def _bound(cell: Cell) -> Text:

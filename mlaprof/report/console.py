@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from mlaprof.analysis.cells import Cell, Group, Summary, groups
+from mlaprof.analysis.cells import Cell, Floor, Group, Summary, groups
 from mlaprof.facts import KernelResources
 from mlaprof.report import sentences
 from mlaprof.report.capture_tables import (
@@ -18,7 +18,7 @@ from mlaprof.report.capture_tables import (
     breakable_columns,
     ledger_columns,
 )
-from mlaprof.report.cells_table import DRIVER_TITLE, cell_columns, driver_columns, unclear
+from mlaprof.report.cells_table import DRIVER_TITLE, cell_columns, driver_columns, legend
 from mlaprof.report.columns import Column, print_columns
 from mlaprof.report.lines import print_wrapped, styled
 from mlaprof.report.style import STATUS
@@ -45,23 +45,23 @@ def _print_group(summary: Summary, group: Group, console: Console) -> None:
         cells = "1 cell was" if compiled == 1 else f"{compiled} cells were"
         print_wrapped(f"{cells} compiled, not timed: compile facts below", console, "bright_black")
     if rows:
-        columns = cell_columns(rows, group.means, ascii_only=console.options.ascii_only)
+        columns = cell_columns(rows, group.means, floor=summary.floor, ascii_only=console.options.ascii_only)
         dropped = print_columns(columns, console, last_rows=len(group.means), instead=", or use --format csv")
-        if any(cell.speedup and unclear(cell.speedup) for cell in rows):
-            print_wrapped("~ the interval of the speed-up includes 1.0", console, "bright_black")
+        if remark := legend(group, summary.floor):
+            print_wrapped(remark, console, "bright_black")
         if any(column.title == "eager kernels" for column in dropped):
             _print_titled(DRIVER_TITLE, driver_columns(rows, ascii_only=console.options.ascii_only), console)
         if not group.ledgers and any(column.title.startswith("pool") for column in dropped):
             _print_memory(rows, console)
-        _print_capture(group, console)
+        _print_capture(group, summary.floor, console)
     console.print()
 
 
-def _print_capture(group: Group, console: Console) -> None:
+def _print_capture(group: Group, floor: Floor | None, console: Console) -> None:
     """What capturing buys and costs in this group, as far as it was measured."""
     ascii_only = console.options.ascii_only
-    _print_titled(BREAKABLE_TITLE, breakable_columns(group, ascii_only=ascii_only), console)
-    _print_titled(BOUNDARY_TITLE, boundary_columns(group.boundary_prices, ascii_only=ascii_only), console)
+    _print_titled(BREAKABLE_TITLE, breakable_columns(group, floor=floor, ascii_only=ascii_only), console)
+    _print_titled(BOUNDARY_TITLE, boundary_columns(group.boundary_prices, floor=floor, ascii_only=ascii_only), console)
     for sentence in sentences.unpriced(group.boundary_prices):
         print_wrapped(sentence, console, "bright_black")
     _print_titled(LEDGER_TITLE, ledger_columns(group.ledgers), console)

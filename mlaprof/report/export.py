@@ -21,7 +21,7 @@ from mlaprof.report.capture_tables import (
     capture_columns,
     ledger_columns,
 )
-from mlaprof.report.cells_table import cell_columns
+from mlaprof.report.cells_table import cell_columns, legend
 from mlaprof.report.columns import markdown
 from mlaprof.report.objects import CSV_HEADER, cell_object, flat, ledger_object
 from mlaprof.report.style import STATUS
@@ -50,6 +50,7 @@ def summary_json(run: Run, summary: Summary) -> str:
             "findings": [sentences.finding(found, summary) for found in summary.findings],
             "geomean_speedup": [asdict(mean) for mean in summary.means],
             "over_budget": summary.over_budget,
+            "floor": asdict(summary.floor) if summary.floor else None,
             "piecewise_vs_breakable": [asdict(each) for each in summary.piecewise_vs_breakable],
             "boundary_prices": [asdict(each) for each in summary.boundary_prices],
             "ledgers": [
@@ -96,10 +97,16 @@ def _section(summary: Summary, group: Group) -> Iterator[str]:
     stamp = "EMULATED " if any(cell.emulated and cell.timed for cell in group.cells) else ""
     yield f"### {stamp}{group.preset} {sentences.placed(group.phase, group.context_len)}"
     yield sentences.conditions(summary, group.cells)
-    yield markdown(cell_columns(group.cells, group.means, every_row=True))
+    yield markdown(cell_columns(group.cells, group.means, floor=summary.floor, every_row=True))
+    if remark := legend(group, summary.floor):
+        yield remark
     for title, columns, remarks in (
-        (BREAKABLE_TITLE, breakable_columns(group), ()),
-        (BOUNDARY_TITLE, boundary_columns(group.boundary_prices), sentences.unpriced(group.boundary_prices)),
+        (BREAKABLE_TITLE, breakable_columns(group, floor=summary.floor), ()),
+        (
+            BOUNDARY_TITLE,
+            boundary_columns(group.boundary_prices, floor=summary.floor),
+            sentences.unpriced(group.boundary_prices),
+        ),
         (LEDGER_TITLE, ledger_columns(group.ledgers), sentences.residuals(group.ledgers)),
         (CAPTURE_TITLE, capture_columns(group.ledgers), ()),
     ):

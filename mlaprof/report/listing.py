@@ -46,7 +46,12 @@ def _described(points: Iterable[Point]) -> list[str]:
 
 
 def _arms(points: Sequence[Point]) -> str:
-    """`full, split_eager` of one cell; with tiles `full with sparse_attn=n64.w4.s3, index_logits=n64`."""
+    """`full, split_eager` of one cell; with tiles `full with sparse_attn=n64.w4.s3, index_logits=n64`; twins behind."""
+    twins = [f"{point.way}/aa" for point in points if point.twin]
+    return "; ".join([_named_arms([point for point in points if not point.twin]), *twins])
+
+
+def _named_arms(points: Sequence[Point]) -> str:
     ways = list(dict.fromkeys(point.way for point in points))
     labels = list(dict.fromkeys(point.tiles_label for point in points))
     if len(points) < len(ways) * len(labels):

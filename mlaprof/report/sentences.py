@@ -34,6 +34,8 @@ def finding(found: Finding, summary: Summary) -> str:
                 f"{cells} failed; the rest is unaffected. "
                 "Mend the cause, then `mlaprof sweep --resume RUN` measures them again."
             )
+        case "irreproducible":
+            return _irreproducible(found, summary)
         case "missing":
             return f"{cells} not measured yet. Finish with `mlaprof sweep --resume RUN`."
         case "over_budget":
@@ -103,6 +105,18 @@ def _over_budget(found: Finding, summary: Summary) -> str:
     return f"{cells} the budget, at worst {told}. To mend it {remedies}."
 
 
+def _irreproducible(found: Finding, summary: Summary) -> str:
+    """The baselines whose twin ended another way, by how it ended."""
+    cells = [cell for cell in summary.cells if cell.key in found.keys]
+    told = keys_by_reason((cell.twin_trouble, cell.key) for cell in cells)
+    baselines = "1 baseline is" if len(cells) == 1 else f"{len(cells)} baselines are"
+    return (
+        f"{baselines} not reproducible: the same step, timed again in the same process, ended otherwise: "
+        f"{'; '.join(f'{trouble} ({keys})' for trouble, keys in told.items())}. "
+        "Believe no speed-up over it: find the race or the memory that is read before it is written, and sweep again."
+    )
+
+
 def _not_captured(found: Finding, summary: Summary) -> str:
     """The sizes of each way with their reasons; the process of a way has many cells, each size counts once."""
     sizes = {
@@ -155,7 +169,7 @@ def _reason(cell: Cell) -> str:
 
 
 def conditions(summary: Summary, cells: Sequence[Cell]) -> str:
-    """`cold L2, median of n=50 to 500, 95% CI` for the timed ones of `cells`."""
+    """`cold L2, median of n=50, 95% CI, A/A floor 0.5% (n=14)` for the timed of `cells`; the floor is the run's."""
     timed = [cell for cell in cells if cell.device_s]
     if not timed:
         return "nothing timed"
@@ -163,7 +177,8 @@ def conditions(summary: Summary, cells: Sequence[Cell]) -> str:
     n = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     caches = "+".join(sorted({cell.cache for cell in timed if cell.cache}))
     where = "cache" if summary.device == "cpu" else "L2"
-    return f"{caches} {where}, median of n={n}, 95% CI"
+    floor = f"A/A floor {summary.floor.ratio:.1%} (n={summary.floor.cells})" if summary.floor else "no A/A floor"
+    return f"{caches} {where}, median of n={n}, 95% CI, {floor}"
 
 
 def bound(cell: Cell) -> str:

@@ -174,6 +174,62 @@ def test_an_unclear_speed_up_is_marked(fake_runs: ModuleType, printed: Printed) 
     assert "~1.00x" in text() and "includes 1.0" in text()
 
 
+def with_twins(fake_runs: ModuleType, twin_s: float, full_s: float = 99.4e-6) -> Summary:
+    """A baseline of 100 us and its twin, beside full."""
+    rows = [
+        fake_runs.timing(fake_runs.point("monolithic_eager"), 100e-6),
+        fake_runs.timing(fake_runs.point("monolithic_eager", twin=True), twin_s),
+        fake_runs.timing(fake_runs.point("full"), full_s),
+    ]
+    return summarize(fake_runs.make_run(rows))
+
+
+@pytest.mark.parametrize(
+    ("twin_s", "shown", "conditions"),
+    [(100.1e-6, "1.01x faster", "A/A floor 0.5% (n=1)"), (101e-6, "~1.01x", "A/A floor 1.0% (n=1)")],
+    ids=["above the floor", "below the floor"],
+)
+def test_a_speed_up_below_the_floor_is_unclear(
+    fake_runs: ModuleType, printed: Printed, twin_s: float, shown: str, conditions: str
+) -> None:
+    """0.6 % faster with an interval far from 1.0: told where the run can see so little, marked where it cannot."""
+    console, text = printed(160)
+    print_summary(with_twins(fake_runs, twin_s), console)
+    lines = text().splitlines()
+    (cell,) = [line for line in lines if line.split()[:1] == ["full"]]
+    (mean,) = [line for line in lines if "geomean" in line]
+    assert shown in cell and shown in mean
+    assert f"95% CI, {conditions}" in text()
+    legend = "~ the interval of the speed-up includes 1.0, or device times differ by less than the A/A floor of 1.0%"
+    assert (legend in lines) == shown.startswith("~")
+    assert text().count("monolithic_eager") == 1 and "/aa" not in text()
+
+
+def test_the_baseline_is_no_speed_up_to_be_unclear(fake_runs: ModuleType, printed: Printed) -> None:
+    """Its 1.0 is by definition: alone it needs no legend, whatever the floor."""
+    console, text = printed(160)
+    print_summary(with_twins(fake_runs, 101e-6, full_s=50e-6), console)
+    assert "baseline" in text() and "2.00x faster" in text() and "~" not in text()
+
+
+def test_a_run_without_twins_says_so(h100: Summary, printed: Printed) -> None:
+    console, text = printed(160)
+    print_summary(h100, console)
+    assert "95% CI, no A/A floor" in text()
+
+
+def test_a_baseline_that_is_not_reproducible_is_a_warning(fake_runs: ModuleType, printed: Printed) -> None:
+    """With how its twin ended, and what to do."""
+    baseline = fake_runs.point("monolithic_eager")
+    bad = fake_runs.ended(fake_runs.point("monolithic_eager", twin=True), "incorrect", "bytes [3]", stage="verify")
+    console, text = printed(1000)
+    print_summary(summarize(fake_runs.make_run([fake_runs.timing(baseline, 1e-4), bad])), console)
+    (warning,) = [line for line in text().splitlines() if "reproducible" in line]
+    assert warning.startswith("warning: 1 baseline is not reproducible: ")
+    assert f"incorrect at verify: bytes [3] ({baseline.key})" in warning
+    assert warning.rstrip().endswith("and sweep again.")
+
+
 def test_an_empty_run_prints_nothing_and_raises_nothing(fake_runs: ModuleType, printed: Printed) -> None:
     console, text = printed()
     print_summary(summarize(fake_runs.make_run([])), console)

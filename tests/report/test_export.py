@@ -123,6 +123,26 @@ def test_a_summary_file_names_its_origin(fake_runs: ModuleType) -> None:
     }
 
 
+def test_the_floor_is_exported_and_the_twins_are_not(fake_runs: ModuleType) -> None:
+    """At the top of summary.json, in the conditions of the Markdown; no row anywhere."""
+    rows = [
+        fake_runs.timing(fake_runs.point("monolithic_eager"), 100e-6),
+        fake_runs.timing(fake_runs.point("monolithic_eager", twin=True), 102e-6),
+        fake_runs.timing(fake_runs.point("full"), 99e-6),
+    ]
+    run = fake_runs.make_run(rows)
+    summary = summarize(run)
+    found = json.loads(summary_json(run, summary))
+    assert found["floor"] == {"ratio": pytest.approx(0.0198026, rel=1e-5), "cells": 1}
+    exported = (json.dumps(found["cells"]), to_json(summary), to_csv(summary), to_markdown(summary))
+    assert not any("/aa" in text for text in exported)
+    assert len(json.loads(to_json(summary))) == len(list(csv.DictReader(io.StringIO(to_csv(summary))))) == 2
+    assert "95% CI, A/A floor 2.0% (n=1)" in to_markdown(summary)
+    assert "~1.01x" in to_markdown(summary) and "\n\n~ the interval of the speed-up" in to_markdown(summary)
+    without = fake_runs.make_run(rows[:1])
+    assert json.loads(summary_json(without, summarize(without)))["floor"] is None
+
+
 def test_an_empty_run_exports_empty(fake_runs: ModuleType) -> None:
     summary = summarize(fake_runs.make_run([]))
     assert json.loads(to_json(summary)) == []

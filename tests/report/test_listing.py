@@ -16,10 +16,11 @@ from mlaprof.store import RunEntry
 Printed = Callable[..., Any]
 
 
-def plan(folder: Path, sweep: str, *more: str, device: str = "cpu") -> Plan:
+def plan(folder: Path, sweep: str, *more: str, device: str = "cpu", twin: bool = False) -> Plan:
     path = folder / "study.yaml"
     path.write_text("\n".join(["name: study", "preset: tiny", f"sweep: {{{sweep}}}", *more]) + "\n")
-    return expand(load_study(path, settings=["measure.memory=false", "measure.counts=false"]), device)  # type: ignore[arg-type]
+    settings = ["measure.memory=false", "measure.counts=false", f"measure.twin={'true' if twin else 'false'}"]
+    return expand(load_study(path, settings=settings), device)  # type: ignore[arg-type]
 
 
 def lines_of(shown: Plan, printed: Printed, width: int = 200) -> list[str]:
@@ -65,6 +66,17 @@ def test_what_is_left_of_a_product_is_told_arm_by_arm(tmp_path: Path, printed: P
     left = whole.without({("compile", "tiny/prefill/t8/ctx0/full/sparse_attn=n16")})
     rest = "full/sparse_attn=n64, split_eager/sparse_attn=n16, split_eager/sparse_attn=n64"
     assert lines_of(left, printed)[2] == f"2 compile 3 tiny/prefill/ctx0, tokens 8: {rest}"
+
+
+def test_the_twins_are_told_behind_the_arms(tmp_path: Path, printed: Printed) -> None:
+    """As one line with the sizes that share it, and without breaking up a product of tiles."""
+    sizes = plan(tmp_path, "num_tokens: [1, 8], mode: [full, split_eager]", twin=True)
+    tiled = plan(
+        tmp_path, "num_tokens: 8, mode: [full]", "tiles: {sparse_attn: [{block_n: 16}]}", device="cuda", twin=True
+    )
+    arms = "full, each with default tiles, sparse_attn=n16; full/aa"
+    assert lines_of(sizes, printed)[1] == "1 timing 6 tiny/prefill/ctx0, tokens 8 1: full, split_eager; full/aa"
+    assert lines_of(tiled, printed)[1] == f"1 timing 3 tiny/prefill/ctx0, tokens 8: {arms}"
 
 
 def test_another_boundary_is_another_arm(tmp_path: Path, printed: Printed) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from mlaprof.analysis.cells import BASELINE, Cell, Group, Summary
+from mlaprof.analysis.cells import Cell, Group, Summary
 from mlaprof.analysis.stats import Estimate
 from mlaprof.report.figures.canvas import canvas
 from mlaprof.report.figures.lines import Arms, draw_lines, finish, plain_log_ticks, scaled
 from mlaprof.report.figures.ways import by_way
 from mlaprof.report.style import MODE
 from mlaprof.report.units import time_unit
+from mlaprof.study import BASELINE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
