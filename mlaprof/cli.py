@@ -1,7 +1,7 @@
 """The door: parse, call, print, and the one exit policy.
 
-0 ok, 1 regression or broken budget, 2 usage or config error, 3 ambiguous, 4 environment mismatch,
-5 some cells failed or sizes were not captured, 130 interrupted.
+0 ok, 1 regression or broken budget, 2 usage or config error, 3 ambiguous (with --fail-on ambiguous),
+4 environment mismatch, 5 some cells failed or sizes were not captured, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -18,17 +18,19 @@ from rich.console import Console
 
 from mlaprof import __version__, store
 from mlaprof.analysis.cells import Summary
+from mlaprof.analysis.compare import FailOn
 from mlaprof.analysis.compare import compare as compare_runs
+from mlaprof.analysis.differences import refusal
 from mlaprof.analysis.summary import summarize
 from mlaprof.config.load import load_study
-from mlaprof.errors import ConfigError, MlaprofError
+from mlaprof.errors import ConfigError, MlaprofError, RunFileError
 from mlaprof.machine import checks, environment
 from mlaprof.opening import DeviceChoice, device_of, new_run, resumed_run
 from mlaprof.plan import Plan, dispatch_plan, inspection
 from mlaprof.records import Measurement, Run
 from mlaprof.report import export, listing
 from mlaprof.report.buckets import print_buckets
-from mlaprof.report.comparison import print_comparison
+from mlaprof.report.comparison import comparison_json, print_comparison
 from mlaprof.report.console import print_summary
 from mlaprof.report.figures.write import write_figures
 from mlaprof.report.lines import print_error, print_line
@@ -37,7 +39,7 @@ from mlaprof.report.progress import progress
 from mlaprof.study import Study
 from mlaprof.sweep import sweep as run_sweep
 
-OVER_BUDGET, SOME_FAILED, INTERRUPTED = 1, 5, 130  # errors.py and Comparison.worst hold the others
+OVER_BUDGET, SOME_FAILED, INTERRUPTED = 1, 5, 130  # errors.py and Comparison.exit_code hold the others
 READER_LEFT = 141  # what a shell reports for a program whose output nobody reads any more
 
 
@@ -51,8 +53,9 @@ class Screen(Console):
 
 app = typer.Typer(
     help="Profile the split MLA-DSA attention layer across CUDA-graph capture modes.\n\n"
-    "Exit codes: 0 ok, 1 regression or broken budget, 2 usage or config error, 3 ambiguous, 4 environment mismatch, "
-    "5 some cells failed or sizes were not captured, 130 interrupted.",
+    "Exit codes: 0 ok, 1 regression or broken budget, 2 usage or config error, 3 ambiguous "
+    "(with --fail-on ambiguous), 4 environment mismatch, 5 some cells failed or sizes were not captured, "
+    "130 interrupted.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -187,16 +190,36 @@ def show(
 def compare(
     base: RunArgument,
     new: RunArgument,
-    threshold: Annotated[float, typer.Option(help="Smallest ratio that counts, 0.01 is 1 %.")] = 0.01,
+    threshold: Annotated[
+        float, typer.Option(help="Smallest change that counts, 0.01 is 1 %; the noise floor where that is larger.")
+    ] = 0.01,
+    fail_on: Annotated[
+        FailOn,
+        typer.Option(
+            help="slower: exit 1 if a cell is slower, newly failed or incorrect. ambiguous: also if one is missing, "
+            "and 3 if one is ambiguous. never: only report."
+        ),
+    ] = FailOn.slower,
+    cross_machine: Annotated[
+        bool, typer.Option("--cross-machine", help="Compare runs of different GPUs, or of a GPU and a CPU, too.")
+    ] = False,
+    format: Annotated[TableOrJson, typer.Option(help="table for a terminal; json goes to stdout.")] = TableOrJson.table,
     results: ResultsDir = RESULTS,
 ) -> None:
-    """Judge NEW against BASE, cell by cell. Exits 1 on a regression, 3 if ambiguous, 4 if they do not compare."""
+    """Judge NEW against BASE, the reference, cell by cell. Exits 4 if they do not compare, else as --fail-on says."""
     if not 0 < threshold < 1:
         raise ConfigError(f"{threshold} is not a ratio", where="--threshold", hint="give a number such as 0.01")
     runs = [store.load(store.resolve(name, results)) for name in (base, new)]
-    comparison = compare_runs(runs[0], runs[1], threshold=threshold)
-    print_comparison(comparison, out)
-    raise typer.Exit(comparison.worst)
+    comparison = compare_runs(runs[0], runs[1], threshold=threshold, cross_machine=cross_machine)
+    if format is TableOrJson.json:
+        out.out(comparison_json(comparison), highlight=False)
+    else:
+        print_comparison(comparison, out)
+    if comparison.mismatches:
+        raise refusal(comparison.mismatches)
+    if not comparison.judged:
+        raise RunFileError("no cell was timed in both runs", where=new, hint="measure the cells of the base run")
+    raise typer.Exit(comparison.exit_code(fail_on))
 
 
 @app.command()

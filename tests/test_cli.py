@@ -884,12 +884,17 @@ def test_a_reader_that_leaves_is_no_regression(checkout: Path, tmp_path: Path, f
 
 
 @pytest.mark.parametrize(
-    ("factor", "spread", "code", "word"),
-    [(1.0, 0.002, 0, "SAME"), (0.8, 0.002, 0, "FASTER"), (1.2, 0.002, 1, "SLOWER"), (1.01, 0.5, 3, "AMBIGUOUS")],
+    ("factor", "spread", "codes", "word"),
+    [
+        (1.0, 0.002, (0, 0, 0), "SAME"),
+        (0.8, 0.002, (0, 0, 0), "FASTER"),
+        (1.2, 0.002, (1, 1, 0), "SLOWER"),
+        (1.01, 0.5, (0, 3, 0), "AMBIGUOUS"),
+    ],
     ids=["same", "faster", "slower", "noisy"],
 )
 def test_compare_ends_with_its_verdict(
-    mlaprof: Mlaprof, fake_runs, tmp_path: Path, factor: float, spread: float, code: int, word: str
+    mlaprof: Mlaprof, fake_runs, tmp_path: Path, factor: float, spread: float, codes: tuple[int, ...], word: str
 ) -> None:
     def run(name: str, factor: float, seed: int) -> Path:
         at = fake_runs.point("full")
@@ -897,10 +902,46 @@ def test_compare_ends_with_its_verdict(
         found = fake_runs.make_run([fake_runs.timing(at, 1e-4, device_s=device_s)], run_id=name)
         return stored(found, tmp_path / f"{name}.mlaprof")
 
-    answer = mlaprof("compare", run("base", 1.0, 1), run("new", factor, 2))
+    pair = run("base", 1.0, 1), run("new", factor, 2)
+    answer = mlaprof("compare", *pair)
 
-    assert (answer.code, answer.err) == (code, "")
+    assert (answer.code, answer.err) == (codes[0], "")
     assert f"1 {word} at a threshold of 1.0%" in answer.out
+    assert tuple(mlaprof("compare", *pair, "--fail-on", on).code for on in ("slower", "ambiguous", "never")) == codes
+
+
+def test_a_missing_cell_fails_a_strict_gate_alone(mlaprof: Mlaprof, fake_runs, tmp_path: Path) -> None:
+    rows = [fake_runs.timing(fake_runs.point("full", tokens), 1e-4) for tokens in (1, 8)]
+    base = stored(fake_runs.make_run(rows, run_id="base"), tmp_path / "base.mlaprof")
+    new = stored(fake_runs.make_run(rows[:1], run_id="new"), tmp_path / "new.mlaprof")
+
+    assert [mlaprof("compare", base, new, "--fail-on", on).code for on in ("slower", "ambiguous")] == [0, 1]
+
+
+def test_a_comparison_that_compares_nothing_passes_no_gate(mlaprof: Mlaprof, fake_runs, tmp_path: Path) -> None:
+    """Runs of different studies share no cell: that is a mistake, not a success."""
+    names = []
+    for tokens in (1, 8):
+        run = fake_runs.make_run([fake_runs.timing(fake_runs.point("full", tokens), 1e-4)])
+        names.append(stored(run, tmp_path / f"t{tokens}.mlaprof"))
+
+    answer = mlaprof("compare", *names, "--fail-on", "never")
+
+    assert answer.code == 2 and "1 MISSING, 1 NEW" in answer.out
+    assert answer.err.endswith("no cell was timed in both runs; measure the cells of the base run\n")
+
+
+def test_compare_prints_json_and_nothing_else(mlaprof: Mlaprof, fake_runs, tmp_path: Path) -> None:
+    at = fake_runs.point("full")
+    base = stored(fake_runs.make_run([fake_runs.timing(at, 1e-4)], run_id="base"), tmp_path / "base.mlaprof")
+    new = stored(fake_runs.make_run([fake_runs.timing(at, 1.2e-4)], run_id="new"), tmp_path / "new.mlaprof")
+
+    answer = mlaprof("compare", base, new, "--format", "json")
+
+    assert (answer.code, answer.err) == (1, "")
+    found = json.loads(answer.out)
+    assert {"key", "ratio", "ci_low", "ci_high", "verdict", "p_adjusted", "floor"} <= set(found["cells"][0])
+    assert [mean["way"] for mean in found["geomean"]] == ["full"]
 
 
 def test_compare_takes_a_threshold(mlaprof: Mlaprof, fake_runs, tmp_path: Path) -> None:
@@ -918,12 +959,15 @@ def test_compare_refuses_an_emulated_run_beside_a_real_one(
     """Exit 4: a ratio of a CPU's times and a GPU's means nothing."""
     path, _ = whole_run
     at = fake_runs.point("monolithic_eager", 3, preset="tiny")
-    real = stored(fake_runs.make_run([fake_runs.timing(at, 1e-4)]), tmp_path / "real.mlaprof")
+    real = stored(fake_runs.make_run([fake_runs.timing(at, 1e-4, cache="warm")]), tmp_path / "real.mlaprof")
 
     for pair in ((path, real), (real, path)):
         answer = mlaprof("compare", *pair)
         assert answer.code == 4
         assert "MISMATCH device" in answer.out
+        assert "they differ in device and processor and capture" in answer.err and "--cross-machine" in answer.err
+        asked = mlaprof("compare", *pair, "--cross-machine", "--fail-on", "never")
+        assert (asked.code, asked.err) == (0, "") and "CROSS-MACHINE device" in asked.out
 
 
 def test_the_version_is_told(mlaprof: Mlaprof) -> None:

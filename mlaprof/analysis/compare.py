@@ -2,35 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Literal
 from zlib import crc32
 
+import numpy as np
+
 from mlaprof.analysis.cells import Cell, Summary
-from mlaprof.analysis.stats import Bootstrap, Estimate, bootstrap, geometric_mean, quotient
-from mlaprof.analysis.stored import stored_study
+from mlaprof.analysis.differences import MACHINE, Difference, mismatches, notes
+from mlaprof.analysis.stats import (
+    DRAWS,
+    Bootstrap,
+    Estimate,
+    benjamini_hochberg,
+    geometric_mean,
+    hierarchical,
+    holm,
+    mann_whitney,
+    quotient,
+)
 from mlaprof.analysis.summary import summarize
-from mlaprof.records import Environment, Manifest, Run
+from mlaprof.analysis.verdicts import Judgement, Verdict, floor_of, judge
+from mlaprof.facts import Timing
+from mlaprof.records import Run
 
-Verdict = Literal["SLOWER", "FASTER", "SAME", "AMBIGUOUS", "INCORRECT", "FAILED", "MISSING", "NEW"]
-VERDICTS: tuple[Verdict, ...] = (
-    "INCORRECT",
-    "FAILED",
-    "MISSING",
-    "SLOWER",
-    "AMBIGUOUS",
-    "FASTER",
-    "SAME",
-    "NEW",
-)  # what to read first
 
-MIN_SAMPLES = 6  # below it the interval of a median does not reach 95 % whatever the samples are
+class FailOn(StrEnum):
+    """What a comparison fails on: a regression; also what is ambiguous or missing; nothing."""
+
+    slower = "slower"
+    ambiguous = "ambiguous"
+    never = "never"
 
 
 @dataclass(frozen=True)
 class Delta:
-    """One key in both runs. ratio is new / base of the device medians: above 1 is slower."""
+    """One key in both runs. ratio is new / base of the device medians: above 1 is slower.
+
+    The p-values are of one test of the two series, by itself and adjusted over all cells judged together: Holm's
+    decides, Benjamini and Hochberg's is for reading. A throttled cell is not judged and has no adjusted ones.
+    """
 
     key: str
     way: str
@@ -39,209 +52,185 @@ class Delta:
     new: Cell | None
     ratio: Estimate | None = None
     reason: str = ""
+    p: float | None = None
+    p_holm: float | None = None
+    p_bh: float | None = None
+    rounds: int | None = None  # that each run needs to settle an AMBIGUOUS; None: rounds alone would not
 
     @property
     def regression(self) -> bool:
-        """The new run is worse: slower, wrong, or without a time where the base had one."""
-        if self.verdict in ("FAILED", "MISSING"):
+        """The new run is worse: slower, wrong, or failed where the base had a time."""
+        if self.verdict == "FAILED":
             return self.base is not None and self.base.timed
         return self.verdict in ("SLOWER", "INCORRECT")
 
 
 @dataclass(frozen=True)
-class Difference:
-    """A fact that the two runs do not share, e.g. name `driver`."""
-
-    name: str
-    base: str
-    new: str
-
-
-@dataclass(frozen=True)
 class Comparison:
-    """deltas in the base's plan order; mismatches forbid a comparison, notes explain one."""
+    """deltas in the base's plan order; mismatches forbid a comparison, crossed ones were allowed, notes explain one."""
 
     base: Summary
     new: Summary
-    threshold: float
+    threshold: float  # as asked
+    floor: float  # the larger one of the two runs
     deltas: tuple[Delta, ...]
-    means: Mapping[str, Estimate]  # geometric mean of the ratios of each way; n counts cells
+    means: Mapping[str, Estimate]  # geometric mean of the ratios of each way, without throttled cells; n counts cells
     mismatches: tuple[Difference, ...]
+    crossed: tuple[Difference, ...]
     notes: tuple[Difference, ...]
 
     @property
-    def worst(self) -> Literal[0, 1, 3, 4]:
-        """4 the runs are of different kinds; 1 a regression; 3 something ambiguous; 0 neither."""
+    def limit(self) -> float:
+        """The smallest change that counts: the threshold, or the floor where that is larger."""
+        return max(self.threshold, self.floor)
+
+    @property
+    def judged(self) -> bool:
+        """Some cell was timed in both runs, or is worse without: otherwise nothing was compared."""
+        told = ("SLOWER", "FASTER", "SAME", "AMBIGUOUS")
+        return any(delta.verdict in told or delta.regression for delta in self.deltas)
+
+    def exit_code(self, fail_on: FailOn = FailOn.slower) -> Literal[0, 1, 3, 4]:
+        """4 the runs are of different kinds; 1 a regression; 3 something ambiguous; 0 neither.
+
+        fail_on slower: ambiguous and missing cells pass. ambiguous: they do not, and a missing one is a regression.
+        never: nothing but 4 fails.
+        """
         if self.mismatches:
             return 4
-        if any(delta.regression for delta in self.deltas):
+        if fail_on is FailOn.never:
+            return 0
+        found = {delta.verdict for delta in self.deltas}
+        strict = fail_on is FailOn.ambiguous
+        if any(delta.regression for delta in self.deltas) or (strict and "MISSING" in found):
             return 1
-        return 3 if any(delta.verdict == "AMBIGUOUS" for delta in self.deltas) else 0
+        return 3 if strict and "AMBIGUOUS" in found else 0
 
 
-def compare(base: Run, new: Run, *, threshold: float = 0.01) -> Comparison:
+@dataclass(frozen=True)
+class _Change:
+    """A key that both runs timed: the ratio of its medians, and the p-values of no change as in Delta."""
+
+    ratio: Bootstrap
+    p: float
+    p_holm: float | None = None
+    p_bh: float | None = None
+
+
+def compare(base: Run, new: Run, *, threshold: float = 0.01, cross_machine: bool = False) -> Comparison:
     """Join two runs by key and judge each cell by the interval of its ratio of medians.
 
-    SLOWER, FASTER: the whole interval lies beyond the threshold; SAME: it lies inside; AMBIGUOUS: neither. A cell
-    that neither run could time is left out. Raises ValueError on a threshold outside (0, 1).
+    SLOWER, FASTER: the whole interval lies beyond the limit and Holm's p-value is below 0.05; SAME: it lies inside;
+    AMBIGUOUS: neither. A cell that neither run could time is left out. cross_machine lets another machine pass.
+    Raises ValueError on a threshold outside (0, 1).
     """
     if not 0 < threshold < 1:
         raise ValueError(f"threshold: expected a ratio between 0 and 1, got {threshold}")
     before, after = summarize(base), summarize(new)
     base_cells = {cell.key: cell for cell in before.cells}
     new_cells = {cell.key: cell for cell in after.cells}
-    ratios = _ratios(_samples(base, "base"), _samples(new, "new"))
-
-    deltas = []
-    for key in dict.fromkeys([*base_cells, *new_cells]):
-        delta = _delta(key, base_cells.get(key), new_cells.get(key), ratios.get(key), threshold)
-        if delta is not None:
-            deltas.append(delta)
+    floor = max(floor_of(before), floor_of(after))
+    base_timings, new_timings = _timings(base), _timings(new)
+    changes = {
+        key: _change(key, base_timings[key], new_timings[key])
+        for key in base_cells
+        if key in base_timings and key in new_timings
+    }
+    throttled = {cell.key for cell in (*before.cells, *after.cells) if cell.throttled}
+    tested = _adjusted({key: change for key, change in changes.items() if key not in throttled})
+    limit = max(threshold, floor)
+    deltas = (
+        _delta(key, base_cells.get(key), new_cells.get(key), tested.get(key) or changes.get(key), limit)
+        for key in dict.fromkeys([*base_cells, *new_cells])
+    )
+    differ = tuple(mismatches(before, after))
+    crossed = tuple(each for each in differ if cross_machine and each.name in MACHINE)
     return Comparison(
         base=before,
         new=after,
         threshold=threshold,
-        deltas=tuple(deltas),
-        means=_means(deltas, ratios),
-        mismatches=tuple(_mismatches(before, after)),
-        notes=tuple(_notes(base.manifest, new.manifest)),
+        floor=floor,
+        deltas=tuple(delta for delta in deltas if delta),
+        means=_means(tested, new_cells),
+        mismatches=tuple(each for each in differ if each not in crossed),
+        crossed=crossed,
+        notes=tuple(notes(base.manifest, new.manifest)),
     )
 
 
-def verdict(change: Estimate, threshold: float) -> Verdict:
-    """The verdict on a ratio new / base: by its whole interval, never by its median."""
-    if change.n < MIN_SAMPLES:
-        return "AMBIGUOUS"
-    if change.ci_low > 1 + threshold:
-        return "SLOWER"
-    if change.ci_high < 1 - threshold:
-        return "FASTER"
-    if change.ci_low >= 1 - threshold and change.ci_high <= 1 + threshold:
-        return "SAME"
-    return "AMBIGUOUS"
-
-
-def _samples(run: Run, name: str) -> dict[str, Bootstrap]:
-    """Key -> device time, where every sample is positive; the two runs draw from different seeds."""
+def _timings(run: Run) -> dict[str, Timing]:
+    """Key -> the timing that its cell shows, where every sample is positive."""
+    latest = {each.point.key: each for each in run.measurements if each.kind == "timing"}
     return {
-        measurement.point.key: bootstrap(
-            measurement.timing.device_s, seed=crc32(f"{name} {measurement.point.key}".encode())
-        )
-        for measurement in run.measurements
-        if measurement.kind == "timing" and measurement.outcome.usable
-        if measurement.timing and measurement.timing.device_s and min(measurement.timing.device_s) > 0
+        key: each.timing
+        for key, each in latest.items()
+        if each.outcome.usable and each.timing and each.timing.device_s and min(each.timing.device_s) > 0
     }
 
 
-def _ratios(base: Mapping[str, Bootstrap], new: Mapping[str, Bootstrap]) -> dict[str, Bootstrap]:
-    return {key: quotient(base[key], new[key]) for key in base.keys() & new.keys()}
+def _change(key: str, base: Timing, new: Timing) -> _Change:
+    """new / base of two series taken apart; a series over itself is 1 exactly, its draws being no independent ones."""
+    if base == new:
+        return _Change(Bootstrap(1.0, np.ones(DRAWS), len(base.device_s)), 1.0)
+    drawn = [hierarchical([each.device_s], seed=_seed(key, each)) for each in (base, new)]
+    return _Change(quotient(*drawn), mann_whitney(base.device_s, new.device_s))
 
 
-def _delta(
-    key: str,
-    base: Cell | None,
-    new: Cell | None,
-    ratio: Bootstrap | None,
-    threshold: float,
-) -> Delta | None:
+def _seed(key: str, timing: Timing) -> int:
+    """Of the samples, not of the side they are on: exchanging the runs inverts the interval."""
+    return crc32(np.asarray(timing.device_s).tobytes(), crc32(key.encode()))
+
+
+def _adjusted(changes: Mapping[str, _Change]) -> dict[str, _Change]:
+    """The changes with p-values adjusted over all of them."""
+    p_values = [change.p for change in changes.values()]
+    rows = zip(changes.items(), holm(p_values), benjamini_hochberg(p_values), strict=True)
+    return {key: replace(change, p_holm=p_holm, p_bh=p_bh) for (key, change), p_holm, p_bh in rows}
+
+
+def _delta(key: str, base: Cell | None, new: Cell | None, change: _Change | None, limit: float) -> Delta | None:
     known = new or base
     assert known is not None  # the key came from one of the two
-    way = known.way
+    if base is None or new is None or not base.timed or not new.timed:
+        found = _untimed(base, new)
+        return Delta(key, known.way, found.verdict, base, new, reason=found.reason) if found else None
+    if change is None:
+        return Delta(
+            key, known.way, "AMBIGUOUS", base, new, reason="a sample of 0 s: the clock cannot resolve the step"
+        )
+    ratio = change.ratio.estimate
+    found = judge(ratio, 1.0 if change.p_holm is None else change.p_holm, limit, base, new)
+    return Delta(
+        key,
+        known.way,
+        found.verdict,
+        base,
+        new,
+        ratio=ratio,
+        reason=found.reason,
+        p=change.p,
+        p_holm=change.p_holm,
+        p_bh=change.p_bh,
+        rounds=found.rounds,
+    )
+
+
+def _untimed(base: Cell | None, new: Cell | None) -> Judgement | None:
+    """The verdict on a key that one of the runs could not time; None on one that neither could."""
+    had_time = base is not None and base.timed
     if new is None or new.outcome == "missing":
-        return Delta(key, way, "MISSING", base, new, reason="not in the new run") if base and base.timed else None
+        return Judgement("MISSING", "not in the new run") if had_time else None
     if new.outcome == "incorrect":
-        return Delta(key, way, "INCORRECT", base, new, reason=new.reason)
+        return Judgement("INCORRECT", new.reason)
     if new.outcome == "failed":
-        return Delta(key, way, "FAILED", base, new, reason=new.reason)
-    if base is not None and base.timed and not new.timed:
-        return Delta(key, way, "MISSING", base, new, reason=f"{new.outcome}: {new.reason}")
+        return Judgement("FAILED", new.reason)
     if not new.timed:
-        return None
-    if base is None or not base.timed:
-        why = f"the base is {base.outcome} here" if base else "not in the base run"
-        return Delta(key, way, "NEW", base, new, reason=why)
-    if ratio is None:
-        return Delta(key, way, "AMBIGUOUS", base, new, reason="a sample of 0 s: the clock cannot resolve the step")
-    change = ratio.estimate
-    few = f"fewer than {MIN_SAMPLES} samples" if change.n < MIN_SAMPLES else ""
-    return Delta(key, way, verdict(change, threshold), base, new, ratio=change, reason=few)
+        return Judgement("MISSING", f"{new.outcome}: {new.reason}") if had_time else None
+    return Judgement("NEW", f"the base is {base.outcome} here" if base else "not in the base run")
 
 
-def _means(deltas: list[Delta], ratios: Mapping[str, Bootstrap]) -> dict[str, Estimate]:
+def _means(changes: Mapping[str, _Change], cells: Mapping[str, Cell]) -> dict[str, Estimate]:
     by_way: dict[str, list[Bootstrap]] = {}
-    for delta in deltas:
-        if delta.ratio is not None:
-            by_way.setdefault(delta.way, []).append(ratios[delta.key])
+    for key, change in changes.items():
+        by_way.setdefault(cells[key].way, []).append(change.ratio)
     return {way: geometric_mean(members).estimate for way, members in by_way.items()}
-
-
-def _mismatches(base: Summary, new: Summary) -> Iterator[Difference]:
-    for name, before, after in (
-        ("device", base.device, new.device),
-        ("processor", base.processor, new.processor),
-        ("capture", _capture(base), _capture(new)),
-        ("cache state", _cache(base), _cache(new)),
-    ):
-        if before and after and before != after:
-            yield Difference(name, before, after)
-
-
-def _capture(summary: Summary) -> str:
-    return "emulated" if summary.emulated else "real"
-
-
-def _cache(summary: Summary) -> str:
-    return "+".join(sorted({cell.cache for cell in summary.cells if cell.cache}))
-
-
-def _notes(base: Manifest, new: Manifest) -> Iterator[Difference]:
-    before, after = _facts(base), _facts(new)
-    for name in dict.fromkeys([*before, *after]):
-        was, is_now = before.get(name, "absent"), after.get(name, "absent")
-        if was != is_now:
-            yield Difference(name, was, is_now)
-
-
-def _facts(manifest: Manifest) -> dict[str, str]:
-    """What may explain a difference, name -> value."""
-    environment = manifest.environment
-    return {
-        **_gpu_facts(environment),
-        "nvml": environment.nvml,
-        "os": environment.os,
-        "python": environment.python,
-        **environment.packages,
-        **environment.variables,
-        "mlaprof": manifest.mlaprof_version,
-        "kernel source": environment.kernel_source_sha256[:12],
-        "git commit": f"{environment.git_commit or 'unknown'}{' (changed)' if environment.git_dirty else ''}",
-        **_study_facts(manifest.study_yaml),
-    }
-
-
-def _gpu_facts(environment: Environment) -> dict[str, str]:
-    if not environment.gpus:
-        return {}
-    gpu = environment.gpus[0]
-    return {
-        "driver": gpu.driver,
-        "GPU uuid": gpu.uuid,
-        "power limit": "unknown" if gpu.power_limit_w is None else f"{gpu.power_limit_w:g} W",
-    }
-
-
-def _study_facts(study_yaml: str) -> dict[str, str]:
-    """What changes the meaning of a key: everything stored but the name, and the axes, which the key itself holds."""
-    study = stored_study(study_yaml)
-    if study is None:
-        return {"study": study_yaml}
-    parts = {part: value for part, value in study.items() if part not in ("name", "sweep", "tiles")}
-    return {name: value for part, inner in parts.items() for name, value in _leaves(str(part), inner)}
-
-
-def _leaves(name: str, value: Any) -> Iterator[tuple[str, str]]:
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            yield from _leaves(f"{name}.{key}", inner)
-    else:
-        yield name, str(value)

@@ -1,13 +1,17 @@
-"""The table of a comparison in the terminal."""
+"""A comparison as a table in the terminal, and as JSON for other programs."""
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 
 from rich.console import Console
 
-from mlaprof.analysis.cells import Cell
-from mlaprof.analysis.compare import VERDICTS, Comparison, Delta, Difference
+from mlaprof.analysis.cells import Cell, Summary
+from mlaprof.analysis.compare import Comparison, Delta
+from mlaprof.analysis.differences import Difference
+from mlaprof.analysis.stats import Estimate
+from mlaprof.analysis.verdicts import VERDICTS, floor_of
 from mlaprof.report import sentences
 from mlaprof.report.columns import Column, print_columns
 from mlaprof.report.lines import keys_by_reason, print_wrapped, styled
@@ -22,8 +26,11 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
     print_wrapped(f"new  {new.run_id}: {sentences.processor(new)}", console, "bold")
     for difference in comparison.mismatches:
         print_wrapped(f"MISMATCH {_differs(difference)}: ratios across it mean nothing", console, "bold red")
+    for difference in comparison.crossed:
+        print_wrapped(f"CROSS-MACHINE {_differs(difference)}: ratios are of the machines, too", console, "bold yellow")
     for difference in comparison.notes:
         print_wrapped(f"note: {_differs(difference)}", console, "bright_black")
+    print_wrapped(f"noise floor: base {_floor(base)}; new {_floor(new)}", console)
 
     deltas = sorted(comparison.deltas, key=lambda delta: VERDICTS.index(delta.verdict))
     if deltas:
@@ -32,20 +39,63 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
         print_wrapped("no cell was timed in either run", console, "yellow")
     for text, keys in keys_by_reason((f"{d.verdict}: {d.reason}", d.key) for d in deltas if d.reason).items():
         print_wrapped(f"{text} ({keys})", console)
-    counts = Counter(delta.verdict for delta in deltas)
-    tally = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict])
-    print_wrapped(f"{tally or 'nothing compared'} at a threshold of {comparison.threshold:.1%}", console, "bold")
-    if comparison.mismatches:
-        print_wrapped(
-            "warning: the runs are of different kinds. Measure both on one machine, one way.", console, "yellow"
-        )
-    if counts["AMBIGUOUS"]:
-        print_wrapped(
-            "warning: an ambiguous interval reaches over the threshold. Raise measure.max_samples and "
-            "measure.min_time_s in both runs, or compare with a larger threshold.",
-            console,
-            "yellow",
-        )
+    _print_tally(comparison, console)
+
+
+def comparison_json(comparison: Comparison) -> str:
+    """One JSON object: the runs, what differs, the cells in the base's plan order, and a geometric mean a way.
+
+    Ratios are new / base of the device medians, seconds; what is not known is null. floor: the larger one of the runs'.
+    """
+    return json.dumps(
+        {
+            "base": comparison.base.run_id,
+            "new": comparison.new.run_id,
+            "threshold": comparison.threshold,
+            "limit": comparison.limit,
+            "floors": {
+                name: {"ratio": floor_of(summary), "pairs": summary.floor.cells if summary.floor else 0}
+                for name, summary in (("base", comparison.base), ("new", comparison.new))
+            },
+            **{
+                name: [{"name": each.name, "base": each.base, "new": each.new} for each in differences]
+                for name, differences in (
+                    ("mismatches", comparison.mismatches),
+                    ("crossed", comparison.crossed),
+                    ("notes", comparison.notes),
+                )
+            },
+            "cells": [_cell_object(delta, comparison.floor) for delta in comparison.deltas],
+            "geomean": [{"way": way, **_ratio_object(mean), "cells": mean.n} for way, mean in comparison.means.items()],
+        },
+        indent=2,
+        allow_nan=False,
+    )
+
+
+def _cell_object(delta: Delta, floor: float) -> dict[str, object]:
+    return {
+        "key": delta.key,
+        **_ratio_object(delta.ratio),
+        "verdict": delta.verdict,
+        "p_adjusted": delta.p_holm,
+        "floor": floor,
+        "reason": delta.reason,
+        "p": delta.p,
+        "p_bh": delta.p_bh,
+        "rounds": delta.ratio.n if delta.ratio else None,
+        "rounds_to_settle": delta.rounds,
+        "base_s": delta.base.device_s.median if delta.base and delta.base.device_s else None,
+        "new_s": delta.new.device_s.median if delta.new and delta.new.device_s else None,
+    }
+
+
+def _ratio_object(ratio: Estimate | None) -> dict[str, float | None]:
+    return {
+        "ratio": ratio.median if ratio else None,
+        "ci_low": ratio.ci_low if ratio else None,
+        "ci_high": ratio.ci_high if ratio else None,
+    }
 
 
 def _print_deltas(comparison: Comparison, deltas: list[Delta], console: Console) -> None:
@@ -66,12 +116,53 @@ def _print_deltas(comparison: Comparison, deltas: list[Delta], console: Console)
             Column("new / base", 0, [f"{each.median:.3f}" if each else "" for each in ratios]),
             Column("95% CI", 1, [f"{e.ci_low:.3f} {e.ci_high:.3f}" if e else "" for e in ratios]),
             Column("change", 2, [change(each.median) if each else "" for each in ratios], right=False),
+            Column("p (BH)", 6, [*(_p(d.p_bh) for d in deltas), *blank]),
+            Column("rounds to settle", 5, [*(str(d.rounds or "") for d in deltas), *blank]),
             Column(f"new {unit.name}", 3, [*(median(d.new) for d in deltas), *blank]),
             Column(f"base {unit.name}", 4, [*(median(d.base) for d in deltas), *blank]),
         ],
         console,
         last_rows=len(means),
     )
+
+
+def _print_tally(comparison: Comparison, console: Console) -> None:
+    counts = Counter(delta.verdict for delta in comparison.deltas)
+    tally = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict])
+    raised = comparison.limit > comparison.threshold
+    why = f", the noise floor ({_percent(comparison.threshold)} was asked)" if raised else ""
+    print_wrapped(f"{tally or 'nothing compared'} at a threshold of {_percent(comparison.limit)}{why}", console, "bold")
+    rounds = [delta.rounds for delta in comparison.deltas if delta.rounds]
+    if rounds:
+        print_wrapped(
+            f"warning: an ambiguous interval reaches over the threshold. About {max(rounds)} rounds in each run would "
+            f"settle {len(rounds)} of {counts['AMBIGUOUS']}: raise measure.min_samples and measure.max_samples, "
+            "or compare with a larger threshold.",
+            console,
+            "yellow",
+        )
+    elif counts["AMBIGUOUS"]:
+        print_wrapped(
+            "warning: more rounds would not settle what is ambiguous. Measure again where a reason is given, "
+            "otherwise compare with another threshold.",
+            console,
+            "yellow",
+        )
+
+
+def _floor(summary: Summary) -> str:
+    if summary.floor is None:
+        return f"not measured, {_percent(floor_of(summary))} assumed"
+    return f"{_percent(summary.floor.ratio)} of {summary.floor.cells} A/A pairs"
+
+
+def _percent(ratio: float) -> str:
+    """`1.0%`, with a second digit where one would hide something: `0.25%`."""
+    return f"{ratio:.1%}" if abs(ratio - round(ratio, 3)) < 5e-5 else f"{ratio:.2%}"
+
+
+def _p(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}" if value >= 0.001 else "<0.001"
 
 
 def _differs(difference: Difference) -> str:

@@ -3,7 +3,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mlaprof.analysis.stats import DRAWS, Estimate, bootstrap, geometric_mean, quotient
+from mlaprof.analysis.stats import (
+    DRAWS,
+    Estimate,
+    benjamini_hochberg,
+    bootstrap,
+    geometric_mean,
+    hierarchical,
+    holm,
+    mann_whitney,
+    quotient,
+)
 
 
 def estimate(values: list[float], seed: int = 0) -> Estimate:
@@ -88,3 +98,125 @@ def test_a_geometric_mean_narrows_with_the_number_of_ratios() -> None:
     assert mean.half_width < 0.5 * min(each.estimate.half_width for each in ratios)
     with pytest.raises(ValueError, match="at least one"):
         geometric_mean([])
+
+
+def alike(n: int, likeness: float, seed: int) -> np.ndarray:
+    """A lognormal series whose neighbours are correlated."""
+    rng = np.random.default_rng(seed)
+    log = rng.normal(size=n)
+    for place in range(1, n):
+        log[place] = likeness * log[place - 1] + np.sqrt(1 - likeness**2) * log[place]
+    return np.exp(0.1 * log)
+
+
+def medians_of_blocks(values: np.ndarray, seed: int) -> np.ndarray:
+    """Resampling circular blocks of 8 by hand."""
+    n = len(values)
+    starts = np.random.default_rng(seed).integers(0, n, size=(2000, -(-n // 8)))
+    return np.median(values[((starts[:, :, None] + np.arange(8)) % n).reshape(2000, -1)[:, :n]], axis=1)
+
+
+@pytest.mark.parametrize("n", [51, 64, 200])
+def test_blocks_spread_the_median_as_resampling_them_by_hand_does(n: int) -> None:
+    """Over 60 series of like neighbours the widths agree within 5 %, and are far from those of single samples."""
+    widths = []
+    for seed in range(60):
+        values = alike(n, 0.7, seed)
+        drawn = (bootstrap(values.tolist(), seed=seed, block=block).draws.std() for block in (8, 1))
+        widths.append([*drawn, medians_of_blocks(values, seed).std()])
+    blocks, single, by_hand = np.median(widths, axis=0)
+    assert blocks == pytest.approx(by_hand, rel=0.05)
+    assert blocks > 1.4 * single
+
+
+@pytest.mark.parametrize(("likeness", "least"), [(0.0, 0.91), (0.3, 0.85)])
+def test_blocks_cover_the_true_median_at_least_as_often_as_by_hand(likeness: float, least: float) -> None:
+    """Few blocks fit into 50 rounds, so of like neighbours a 95 % interval covers too little; by hand yet less."""
+    ours, theirs, sets = 0, 0, 300
+    for seed in range(sets):
+        values = alike(50, likeness, seed)  # the true median is 1
+        found = bootstrap(values.tolist(), seed=seed, block=8).estimate
+        low, high = np.percentile(medians_of_blocks(values, seed), (2.5, 97.5))
+        ours += found.ci_low <= 1 <= found.ci_high
+        theirs += low <= 1 <= high
+    assert ours >= theirs and ours >= least * sets
+
+
+def test_blocks_never_narrow_an_interval() -> None:
+    """A series that swings to and fro would have resampled blocks claim more than independent samples could."""
+    swinging = [1.0 + 0.01 * (-1) ** place + 0.0001 * place for place in range(48)]
+    assert bootstrap(swinging, seed=0, block=8).estimate == bootstrap(swinging, seed=0).estimate
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 7, 8, 9, 16])
+def test_a_series_shorter_than_its_blocks_keeps_an_interval(n: int) -> None:
+    """Blocks as long as the series would all be the series itself, an interval of no width."""
+    values = np.random.default_rng(n).lognormal(0, 0.1, n).tolist()
+    blocks, single = bootstrap(values, seed=0, block=8).estimate, bootstrap(values, seed=0).estimate
+    assert blocks.ci_high - blocks.ci_low >= single.ci_high - single.ci_low
+    assert (blocks.ci_high > blocks.ci_low) == (n > 1)
+
+
+def test_of_one_process_only_its_rounds_are_resampled() -> None:
+    values = alike(50, 0.5, seed=0).tolist()
+    assert hierarchical([values], seed=3).estimate == bootstrap(values, seed=3, block=8).estimate
+
+
+def test_processes_that_differ_widen_the_interval_to_their_own_difference() -> None:
+    """Resampling rounds alone would be sure of a median that another process moves by a per cent."""
+    rng = np.random.default_rng(0)
+    levels = (0.99, 0.995, 1.0, 1.005, 1.01)
+    apart = [(level * rng.lognormal(0, 0.001, 50)).tolist() for level in levels]
+    together = [(rng.lognormal(0, 0.001, 50)).tolist() for _ in levels]
+    wide, narrow = hierarchical(apart, seed=0), hierarchical(together, seed=0)
+    assert wide.value == pytest.approx(np.median(np.concatenate(apart))) and wide.n == narrow.n == 250
+    assert len(wide.draws) == DRAWS
+    assert wide.estimate.half_width > 0.006 and narrow.estimate.half_width < 0.001
+    by_hand = []
+    for _ in range(4000):
+        chosen = rng.integers(0, 5, 5)
+        by_hand.append(np.median([rng.choice(apart[place], 50) for place in chosen]))
+    assert np.std(wide.draws) == pytest.approx(np.std(by_hand), rel=0.1)
+
+
+def test_the_draws_of_two_hierarchies_are_in_no_common_order() -> None:
+    """Otherwise a quotient of two arms of like processes would be far too sure of itself."""
+    processes = [[level] * 10 for level in (1.0, 1.1, 1.2)]
+    one, other = hierarchical(processes, seed=1), hierarchical(processes, seed=2)
+    assert abs(np.corrcoef(one.draws, other.draws)[0, 1]) < 0.05
+
+
+def test_no_processes_and_empty_ones_are_refused() -> None:
+    with pytest.raises(ValueError, match="processes: expected at least one"):
+        hierarchical([], seed=0)
+    with pytest.raises(ValueError, match="samples: expected one or more"):
+        hierarchical([[1.0], []], seed=0)
+
+
+def test_holm_multiplies_the_smallest_by_all_and_the_next_by_fewer() -> None:
+    """By hand: 4 x 0.01, 3 x 0.02, 2 x 0.03, 1 x 0.04, none below one before it; in the order given."""
+    assert holm([0.04, 0.01, 0.03, 0.02]) == pytest.approx((0.06, 0.04, 0.06, 0.06))
+    assert holm([0.5, 0.6, 0.001]) == pytest.approx((1.0, 1.0, 0.003))
+
+
+def test_benjamini_and_hochberg_multiply_by_all_over_the_rank() -> None:
+    """By hand: 4/1 x 0.01, 4/2 x 0.04, 4/3 x 0.045, 4/4 x 0.9, none above one behind it; in the order given."""
+    assert benjamini_hochberg([0.9, 0.01, 0.045, 0.04]) == pytest.approx((0.9, 0.04, 0.06, 0.06))
+    assert benjamini_hochberg([0.2, 0.2]) == pytest.approx((0.2, 0.2))
+
+
+@pytest.mark.parametrize("adjust", [holm, benjamini_hochberg])
+def test_adjusting_keeps_one_p_value_and_refuses_what_is_none(adjust: object) -> None:
+    assert adjust([]) == () and adjust([0.03]) == (0.03,)
+    for bad in ([-0.1], [1.1], [float("nan")]):
+        with pytest.raises(ValueError, match="p_values"):
+            adjust(bad)
+
+
+def test_mann_and_whitney_count_pairs() -> None:
+    """By hand: of 20 ways to place three of six ranks, two are as far apart as 1 2 3 and 4 5 6. Equal series: 1."""
+    assert mann_whitney([1.0, 2.0, 3.0], [4.0, 5.0, 6.0]) == pytest.approx(0.1)
+    assert mann_whitney([2.0] * 30, [2.0] * 30) == 1.0
+    assert mann_whitney(np.arange(50.0), np.arange(50.0) + 30) < 1e-6
+    with pytest.raises(ValueError, match="samples"):
+        mann_whitney([], [1.0])

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
 import pytest
 
-from mlaprof.analysis.compare import compare
-from mlaprof.report.comparison import print_comparison
+from mlaprof.analysis.cells import Floor
+from mlaprof.analysis.compare import Comparison, compare
+from mlaprof.report.comparison import comparison_json, print_comparison
 
 Printed = Callable[..., Any]
 
@@ -57,3 +60,92 @@ def test_comparing_nothing_says_so(fake_runs: ModuleType, printed: Printed) -> N
     console, text = printed()
     print_comparison(compare(run, run), console)
     assert "no cell was timed" in text()
+
+
+def two_cells(fake_runs: ModuleType, spread: float = 0.002, **options: Any) -> Comparison:
+    """A slower cell, and one that is ambiguous where the spread is wide."""
+
+    def run(name: str, factor: float, seed: int) -> Any:
+        wide = fake_runs.samples(1e-4, n=30, spread=spread, seed=seed)
+        rows = [
+            fake_runs.timing(fake_runs.point("full", 8), 2e-4 * factor),
+            fake_runs.timing(fake_runs.point("split_eager", 8), 1e-4, device_s=wide),
+        ]
+        return fake_runs.make_run(rows, run_id=name)
+
+    return compare(run("base", 1.0, 1), run("new", 1.1, 2), **options)
+
+
+def test_the_floors_and_the_threshold_that_decided_are_told(fake_runs: ModuleType, printed: Printed) -> None:
+    """A floor that was not measured is said to be assumed; one above the threshold decides, and both are printed."""
+    found = two_cells(fake_runs, threshold=0.001)
+    console, text = printed(160)
+    print_comparison(found, console)
+    out = text()
+    assert "noise floor: base not measured, 0.5% assumed; new not measured, 0.5% assumed" in out
+    assert "1 SLOWER, 1 SAME at a threshold of 0.5%, the noise floor (0.1% was asked)" in out
+
+    measured = replace(found, new=replace(found.new, floor=Floor(0.0062, 12)), floor=0.0062, threshold=0.0125)
+    console, text = printed(160)
+    print_comparison(measured, console)
+    assert "new 0.62% of 12 A/A pairs" in text()
+    console, text = printed(160)
+    print_comparison(measured, console)
+    assert text().splitlines()[-1] == "1 SLOWER, 1 SAME at a threshold of 1.25%"
+
+
+def test_an_ambiguous_cell_is_told_with_the_rounds_that_would_settle_it(
+    fake_runs: ModuleType, printed: Printed
+) -> None:
+    found = two_cells(fake_runs, spread=0.1)
+    rounds = found.deltas[1].rounds
+    console, text = printed(160)
+    print_comparison(found, console)
+    out = text()
+    assert "rounds to settle" in out and "p (BH)" in out and "<0.001" in out
+    assert rounds and f"About {rounds} rounds in each run would settle 1 of 1" in " ".join(out.split())
+
+
+def test_what_more_rounds_cannot_settle_is_not_sent_for_more(fake_runs: ModuleType, printed: Printed) -> None:
+    at = fake_runs.point()
+    base = fake_runs.make_run([fake_runs.timing(at, 1e-4)])
+    new = fake_runs.make_run([fake_runs.timing(at, 2e-4, clock_event_reasons=(0x40,) * 50)])
+    console, text = printed(160)
+    print_comparison(compare(base, new), console)
+    assert "AMBIGUOUS: throttled in new" in text()
+    console, text = printed(160)
+    print_comparison(compare(base, new), console)
+    assert "more rounds would not settle" in text()
+
+
+def test_an_allowed_machine_is_still_said_on_top(fake_runs: ModuleType, printed: Printed) -> None:
+    at = fake_runs.point()
+    other = fake_runs.H100.model_copy(update={"name": "NVIDIA H200"})
+    base = fake_runs.make_run([fake_runs.timing(at, 1e-4)])
+    new = fake_runs.make_run([fake_runs.timing(at, 1e-4)], gpus=(other,))
+    console, text = printed(160)
+    print_comparison(compare(base, new, cross_machine=True), console)
+    assert text().splitlines()[2].startswith("CROSS-MACHINE processor: NVIDIA H100 80GB HBM3 -> NVIDIA H200")
+
+
+def test_json_holds_a_row_a_cell_and_a_mean_a_way(fake_runs: ModuleType) -> None:
+    found = json.loads(comparison_json(two_cells(fake_runs, spread=0.1)))
+    slower, ambiguous = found["cells"]
+    assert slower["key"] == "v3.2-tp8/prefill/t8/ctx0/full" and slower["verdict"] == "SLOWER"
+    assert slower["ci_low"] < slower["ratio"] < slower["ci_high"] and slower["ratio"] == pytest.approx(1.1)
+    assert slower["p_adjusted"] < 1e-6 and slower["floor"] == 0.005 and slower["rounds_to_settle"] is None
+    assert (slower["rounds"], ambiguous["rounds"]) == (50, 30)
+    assert ambiguous["verdict"] == "AMBIGUOUS" and ambiguous["rounds_to_settle"] > 30
+    assert [(mean["way"], mean["cells"]) for mean in found["geomean"]] == [("full", 1), ("split_eager", 1)]
+    assert found["geomean"][0]["ratio"] == pytest.approx(1.1)
+    assert (found["base"], found["new"], found["limit"]) == ("base", "new", 0.01)
+    assert found["floors"]["new"] == {"ratio": 0.005, "pairs": 0}
+
+
+def test_json_of_what_was_not_timed_twice_has_nulls(fake_runs: ModuleType) -> None:
+    at = fake_runs.point()
+    base, new = fake_runs.make_run([fake_runs.timing(at, 1e-4)]), fake_runs.make_run([])
+    (cell,) = json.loads(comparison_json(compare(base, new)))["cells"]
+    assert (cell["verdict"], cell["reason"]) == ("MISSING", "not in the new run")
+    assert cell["ratio"] is cell["ci_low"] is cell["p_adjusted"] is cell["new_s"] is None
+    assert cell["base_s"] == pytest.approx(1e-4)

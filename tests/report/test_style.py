@@ -5,7 +5,7 @@ from typing import get_args
 import pytest
 
 from mlaprof.analysis.cells import CellStatus
-from mlaprof.analysis.compare import VERDICTS, Verdict
+from mlaprof.analysis.verdicts import VERDICTS, Verdict
 from mlaprof.facts import MemoryUse
 from mlaprof.report.style import BOUNDARY, MEMORY_PARTS, MODE, STATUS, VERDICT
 from mlaprof.study import BOUNDARIES, MODES

@@ -1,0 +1,107 @@
+"""What two runs do not share: machine, software, kernels, study."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mlaprof.analysis.cells import Summary
+from mlaprof.analysis.stored import stored_study
+from mlaprof.errors import MachineError
+from mlaprof.records import Environment, Manifest
+
+MACHINE = frozenset({"device", "processor", "capture"})  # mismatches that another machine brings
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A fact that the two runs do not share, e.g. name `driver`."""
+
+    name: str
+    base: str
+    new: str
+
+
+def mismatches(base: Summary, new: Summary) -> Iterator[Difference]:
+    """What makes ratios of the two runs mean nothing, or something else than a change of the code."""
+    for name, before, after in (
+        ("device", base.device, new.device),
+        ("processor", base.processor, new.processor),
+        ("capture", _capture(base), _capture(new)),
+        ("cache state", _cache(base), _cache(new)),
+    ):
+        if before and after and before != after:
+            yield Difference(name, before, after)
+
+
+def refusal(found: Sequence[Difference]) -> MachineError:
+    """The error that says why two runs with these mismatches do not compare, and what to do."""
+    names = [each.name for each in found]
+    remedy = ", or compare them as they are with --cross-machine" if MACHINE.intersection(names) else ""
+    return MachineError(
+        f"the runs do not compare: they differ in {' and '.join(names)}",
+        hint=f"measure both on one machine, one way{remedy}",
+    )
+
+
+def _capture(summary: Summary) -> str:
+    return "emulated" if summary.emulated else "real"
+
+
+def _cache(summary: Summary) -> str:
+    return "+".join(sorted({cell.cache for cell in summary.cells if cell.cache}))
+
+
+def notes(base: Manifest, new: Manifest) -> Iterator[Difference]:
+    """What differs beside that and may explain a change."""
+    before, after = _facts(base), _facts(new)
+    for name in dict.fromkeys([*before, *after]):
+        was, is_now = before.get(name, "absent"), after.get(name, "absent")
+        if was != is_now:
+            yield Difference(name, was, is_now)
+
+
+def _facts(manifest: Manifest) -> dict[str, str]:
+    """What may explain a difference, name -> value."""
+    environment = manifest.environment
+    return {
+        **_gpu_facts(environment),
+        "nvml": environment.nvml,
+        "os": environment.os,
+        "python": environment.python,
+        **environment.packages,
+        **environment.variables,
+        "mlaprof": manifest.mlaprof_version,
+        "kernel source": environment.kernel_source_sha256[:12],
+        "git commit": f"{environment.git_commit or 'unknown'}{' (changed)' if environment.git_dirty else ''}",
+        **_study_facts(manifest.study_yaml),
+    }
+
+
+def _gpu_facts(environment: Environment) -> dict[str, str]:
+    if not environment.gpus:
+        return {}
+    gpu = environment.gpus[0]
+    return {
+        "driver": gpu.driver,
+        "GPU uuid": gpu.uuid,
+        "power limit": "unknown" if gpu.power_limit_w is None else f"{gpu.power_limit_w:g} W",
+    }
+
+
+def _study_facts(study_yaml: str) -> dict[str, str]:
+    """What changes the meaning of a key: everything stored but the name, and the axes, which the key itself holds."""
+    study = stored_study(study_yaml)
+    if study is None:
+        return {"study": study_yaml}
+    parts = {part: value for part, value in study.items() if part not in ("name", "sweep", "tiles")}
+    return {name: value for part, inner in parts.items() for name, value in _leaves(str(part), inner)}
+
+
+def _leaves(name: str, value: Any) -> Iterator[tuple[str, str]]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _leaves(f"{name}.{key}", inner)
+    else:
+        yield name, str(value)
