@@ -11,6 +11,7 @@ import pytest
 
 from mlaprof import store
 from mlaprof.analysis.cells import Cell
+from mlaprof.analysis.compare import compare
 from mlaprof.analysis.summary import summarize
 from mlaprof.report.export import summary_json
 from mlaprof.study import MODES
@@ -164,3 +165,12 @@ def test_every_cell_of_the_capture_runs_was_proven_in_one_of_them():
                 assert residual_bytes is not None and abs(residual_bytes) <= 4 * 2**20
     assert wrong.keys() <= right
     assert set(wrong.values()) <= {"glm-5-tp8-prefill"}
+
+
+def test_a_setting_that_did_not_exist_yet_is_no_difference():
+    """The older run had no block on capture and ran as its defaults say; what was really set otherwise is told."""
+    older = store.load(REFERENCE / "v3.2-tp8-prefill" / "run.mlaprof")
+    newer = store.load(CAPTURE / "v3.2-tp8-prefill.mlaprof")
+    told = {each.name: (each.base, each.new) for each in compare(older, newer).notes}
+    assert told.keys() == {"GPU uuid", "git commit", "measure.min_samples"}
+    assert told["measure.min_samples"] == ("50", "30")

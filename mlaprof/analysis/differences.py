@@ -10,8 +10,18 @@ from mlaprof.analysis.cells import Summary
 from mlaprof.analysis.stored import stored_study
 from mlaprof.errors import MachineError
 from mlaprof.records import Environment, Manifest
+from mlaprof.study import BatchSpec, BudgetSpec, CaptureSpec, LayerOptions, MeasureSpec
 
 MACHINE = frozenset({"device", "processor", "capture"})  # mismatches that another machine brings
+
+# What a study stored before a setting existed ran with.
+DEFAULTS: dict[str, Any] = {
+    "layer": LayerOptions().model_dump(),
+    "batch": BatchSpec().model_dump(),
+    "capture": CaptureSpec().model_dump(),
+    "budget": BudgetSpec().model_dump(),
+    "measure": MeasureSpec().model_dump(),
+}
 
 
 @dataclass(frozen=True)
@@ -96,7 +106,8 @@ def _study_facts(study_yaml: str) -> dict[str, str]:
     if study is None:
         return {"study": study_yaml}
     parts = {part: value for part, value in study.items() if part not in ("name", "sweep", "tiles")}
-    return {name: value for part, inner in parts.items() for name, value in _leaves(str(part), inner)}
+    every = [*DEFAULTS.items(), *parts.items()]
+    return {name: value for part, inner in every for name, value in _leaves(str(part), inner)}
 
 
 def _leaves(name: str, value: Any) -> Iterator[tuple[str, str]]:
