@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Collection, Hashable
-from typing import Any
 
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from mlaprof.capture.addresses import SOME_PIECE, Read, statics
 from mlaprof.capture.assembly import Assembly
 from mlaprof.capture.buffers import InputBuffers
 from mlaprof.capture.captured import CapturedRunner
+from mlaprof.capture.dispatch import tensors_in
 from mlaprof.capture.graphs import Break, GraphMaker
 from mlaprof.capture.program import WARMUP_CALLS, Hold, Program, blaming
 
@@ -55,12 +54,8 @@ class BreakableRunner(CapturedRunner):
                 continue
             given = (step.args, step.kwargs)
             args, kwargs = given if self._hold == "strong" else self._graphs.disown(given)
-            pairs = zip(_tensors(given), _tensors((args, kwargs)), strict=True)
+            pairs = zip(tensors_in(given), tensors_in((args, kwargs)), strict=True)
             handed += tuple((step.op, was.data_ptr(), now) for was, now in pairs)
             made.add_eager(name, (step.op,), functools.partial(step.func, *args, **kwargs))
         made.read_first(statics(self._module, self._buffers, size).reads(SOME_PIECE))
         return made.program(output if self._hold == "strong" else self._graphs.disown(output))
-
-
-def _tensors(tree: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]

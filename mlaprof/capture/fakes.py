@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx
-from torch.utils._pytree import tree_leaves
+from torch import fx
 
+from mlaprof.capture.dispatch import tensors_in
 from mlaprof.capture.graphs import CaptureError
 from mlaprof.capture.trace import Traced, example_value, op_name
 
@@ -41,7 +41,7 @@ class _Checked(fx.Interpreter):
         return result
 
     def _compare(self, name: str, example: Any, result: Any) -> None:
-        promised, returned = _tensors(example), _tensors(result)
+        promised, returned = tensors_in(example), tensors_in(result)
         if len(promised) != len(returned):
             raise CaptureError(
                 f"{name}: traced with {len(promised)} tensors returned, returns {len(returned)} for {self._num_tokens} "
@@ -67,7 +67,3 @@ class _Checked(fx.Interpreter):
         if any(size.node.shape_env.is_unbacked_symint(symbol) for symbol in expression.free_symbols):
             return None
         return int(expression.subs(dict.fromkeys(expression.free_symbols, self._num_tokens)))
-
-
-def _tensors(tree: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
 import torch
-from torch import Tensor, fx
-from torch.utils._pytree import tree_leaves
+from torch import fx
 
+from mlaprof.capture.dispatch import tensors_in
 from mlaprof.capture.graphs import CaptureError
 from mlaprof.capture.trace import Traced, example_value, op_name
 
@@ -189,13 +189,13 @@ def _launches(node: fx.Node) -> bool:
     functional = getattr(target, "__module__", None) == "torch.nn.functional"
     if functional or _mutates(target, name) or "out" in node.kwargs:
         return True
-    results = [leaf for leaf in tree_leaves(example_value(node)) if isinstance(leaf, Tensor)]
+    results = tensors_in(example_value(node))
     if name.startswith(("empty", "new_empty")):
         return False
     if not results:
         return isinstance(target, (torch._ops.OpOverload, torch._ops.OpOverloadPacket))
-    given = [leaf for value in node.all_input_nodes for leaf in tree_leaves(example_value(value))]
-    storages = {leaf.untyped_storage()._cdata for leaf in given if isinstance(leaf, Tensor)}
+    given = tensors_in([example_value(value) for value in node.all_input_nodes])
+    storages = {tensor.untyped_storage()._cdata for tensor in given}
     return any(result.untyped_storage()._cdata not in storages for result in results)
 
 

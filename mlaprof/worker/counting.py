@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
 
 from mlaprof.capture.cpu_graph import CpuGraphs
 from mlaprof.facts import SegmentFacts, StepCounts
@@ -41,19 +42,11 @@ def _counts(arm: Arm, point: Point) -> StepCounts:
         found = _counter(arm).count_steps(lambda: arm.runner.run(point.num_tokens))
         nodes = arm.runner.facts(point.num_tokens).nodes
         pieces = arm.runner.pieces(point.num_tokens)
+    seen = asdict(found)
+    del seen["steady"]  # a part of complete
     return StepCounts(
-        steps=found.steps,
-        kernels=found.kernels,
-        kernel_launches=found.kernel_launches,
-        graph_launches=found.graph_launches,
+        **seen,
         nodes=node_counts(nodes),
-        stream_syncs=found.stream_syncs,
-        device_syncs=found.device_syncs,
-        event_syncs=found.event_syncs,
-        d2h_copies=found.d2h_copies,
-        h2d_copies=found.h2d_copies,
-        allocations=found.allocations,
-        driver_allocations=found.driver_allocations,
         complete=complete(found, nodes.kernel),
         segments=tuple(
             SegmentFacts(name=piece.name, kind=piece.kind, ops=piece.ops, kernels=piece.kernels) for piece in pieces

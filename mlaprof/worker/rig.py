@@ -37,6 +37,7 @@ class Rig:
         spec, shape = job.layer, job.layer.shape
         self.job = job
         self.device = torch.device(job.device)
+        self._variations: dict[tuple[int, int], tuple[Variation, ...]] = {}  # by size and `below`
         self.sizes = tuple(sorted({point.num_tokens for point in job.points}, reverse=True))
         every = [each for size in self._possible_sizes() for each in self.variations(size)]
         requests = [(*each.contexts, *each.generations) for each in every]
@@ -95,9 +96,12 @@ class Rig:
 
     def variations(self, num_tokens: int, below: int = 0) -> tuple[Variation, ...]:
         """Batches to replay a graph of num_tokens with; below: the next smaller captured size."""
-        spec = self.job.layer
-        short_len = spec.shape.index_topk if spec.options.skip_indexer_for_short_seqs else 0
-        return variations(*self.requests(num_tokens), num_tokens_below=below, short_len=short_len)
+        if (num_tokens, below) not in self._variations:
+            spec = self.job.layer
+            short_len = spec.shape.index_topk if spec.options.skip_indexer_for_short_seqs else 0
+            found = variations(*self.requests(num_tokens), num_tokens_below=below, short_len=short_len)
+            self._variations[num_tokens, below] = found
+        return self._variations[num_tokens, below]
 
     def captured_with(self, point: Point, size: int) -> list[tuple[int, Variation]]:
         """The batches that a size is captured with, the study's own last; by number.

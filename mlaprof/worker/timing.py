@@ -125,8 +125,8 @@ def _first_call_s(rig: Rig, prepared: Prepared, clock: Clock) -> float:
 def _sample(rig: Rig, ready: list[_Ready], clock: Clock, reading: Read) -> dict[str, ArmSamples[_Beside]]:
     spec = rig.job.measure
     rig.load(ready[0].arm.point.num_tokens)  # an arm that failed in the gate leaves another batch behind
-    for each in ready:  # padding rows as an engine's buffers hold them, not the gate's NaN
-        rig.load_hidden(0, each.graph.padded_tokens)
+    # Padding rows as an engine's buffers hold them, not the gate's NaN.
+    rig.load_hidden(0, max(each.graph.padded_tokens for each in ready))
     deadline_s = perf_counter() + TIME_SHARE * spec.point_timeout_s
     return sample_rounds(
         {each.arm.point.key: _step(each.arm) for each in ready},
