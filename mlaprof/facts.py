@@ -14,6 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer
 
 from mlaprof.study import Hold
 
+Stop = Literal["interval", "stalled", "samples", "time"]
 SizeState = Literal["eager", "captured", "replayed", "fell_back", "not_captured"]
 
 
@@ -40,15 +41,29 @@ Samples = Annotated[
 
 
 class Timing(Record):
-    """Raw samples of one arm, one entry a round in every series that is present."""
+    """Raw samples of one arm in one process, one entry a round in every series that is present.
 
-    device_s: Samples  # CUDA events; on a CPU the wall time of the emulated step
+    The two series of bursts have one entry a burst; both are of a warm cache, whatever `cache` says. On a CPU, where a
+    call is the step, device_s, submit_s and latency_s are one clock.
+    """
+
+    device_s: Samples  # the step between CUDA events, all of it queued before; on a CPU the time of the emulated step
     submit_s: Samples  # host time to enqueue the step, no synchronisation inside
+    submit_cpu_s: Samples = ()  # what of submit_s the submitting thread was on a CPU
+    latency_s: Samples = ()  # host time of one isolated step, from an idle device to an idle device
+    sustained_s: Samples = ()  # bursts: host time a step of `burst_steps` steps back to back
+    warm_device_s: Samples = ()  # bursts: as device_s, of a step behind the burst: what to compare sustained_s with
+    burst_steps: int = 0
     sm_clock_hz: Samples = ()  # the rest is empty without NVML
     power_w: Samples = ()
     temperature_c: Samples = ()
     clock_event_reasons: tuple[int, ...] = ()  # NVML bit mask
     unfilled: int = 0  # samples whose step the device reached before all of it was queued: it synchronises itself
+    dropped_rounds: int = 0  # void ones, measured again: clocks were held down
+    cooling_s: float = 0.0  # pauses before those
+    throttled: bool = False  # pausing did not help: what was measured since is kept as it is
+    other_processes: int = 0  # on this GPU beside the worker, at most
+    stop: Stop | None = None  # what ended the rounds; None in runs of before this was recorded
     cache: Literal["cold", "warm"]
     clock: Literal["cuda_event", "perf_counter"]
     warmup_s: float
@@ -162,7 +177,7 @@ class SegmentFacts(Record):
 
 
 class StepCounts(Record):
-    """What one step asks of the driver, from a profiled pass; no time of it is used anywhere.
+    """What one step asks of the driver, from a profiled pass; its one time, of waits, is used where nothing else tells.
 
     On a CPU an operator counts as a kernel, and a value read by the host as a synchronisation and a copy.
     """
@@ -179,6 +194,7 @@ class StepCounts(Record):
     h2d_copies: int = 0
     allocations: int = 0  # blocks asked of torch's allocator
     driver_allocations: int = 0  # cudaMalloc and its kin
+    sync_wait_s: float | None = None  # host time inside synchronising calls; of the profiled steps, so too long at most
     complete: bool  # the same in every profiled step, and kernels == nodes.kernel + kernel_launches
     segments: tuple[SegmentFacts, ...] = ()
     stop: str | None = None  # the operator at which cutting stopped
@@ -202,6 +218,16 @@ class DispatchTax(Record):
     custom_op_s: float  # through the torch.library.custom_op decorator, as upstream
     calls: int  # each is the median of this many
     ops_per_step: int  # operators that a step of the study dispatches this way
+
+
+class NoiseRounds(Record):
+    """Samples of one step timed as several arms in one process: twice as it is, and slowed by spins. One entry a round
+    in every series; round i of all series is the same."""
+
+    device_s: Samples
+    twin_s: Samples
+    slowed_s: dict[str, Samples]  # by what was asked, e.g. "0.01": the step behind a spin of 1 % of its device time
+    added_s: dict[str, float]  # by the same: how long that spin takes, measured by itself
 
 
 class GateFacts(Record):

@@ -18,6 +18,7 @@ from mlaprof.facts import (
     GraphFacts,
     KernelResources,
     MemoryUse,
+    NoiseRounds,
     Record,
     StepCounts,
     Timing,
@@ -35,7 +36,7 @@ from mlaprof.study import (
     TileChoice,
 )
 
-Kind = Literal["timing", "memory", "counts", "compile", "dispatch"]
+Kind = Literal["timing", "memory", "counts", "compile", "dispatch", "noise"]
 Status = Literal["ok", "compiled", "skipped", "failed", "incorrect"]
 Stage = Literal["plan", "build", "compile", "capture", "verify", "measure", "worker"]
 Device = Literal["cpu", "cuda"]
@@ -77,9 +78,10 @@ class Point(Record):
 class Job(Record):
     """What one worker process does. timing: all arms of some cells; memory: one way (mode and boundary), all its sizes,
     largest first; counts: what a step of each arm asks of the driver, profiled; compile: tile facts for sm_90 without a
-    GPU; dispatch: what calling an operator costs the host."""
+    GPU; dispatch: what calling an operator costs the host; noise: one step as several arms, to tell what noise is."""
 
     kind: Kind
+    process: int = 0  # of measure.processes that do the same
     device: Device
     layer: LayerSpec
     batch: BatchSpec
@@ -104,6 +106,7 @@ class Measurement(Record):
 
     point: Point
     kind: Kind
+    process: int = 0  # its Job's
     outcome: Outcome
     emulated: bool
     recorded_at: str  # UTC, ISO 8601
@@ -112,6 +115,7 @@ class Measurement(Record):
     graph: GraphFacts | None = None
     counts: StepCounts | None = None
     dispatch: DispatchTax | None = None
+    noise: NoiseRounds | None = None
     gate: GateFacts | None = None
     resources: tuple[KernelResources, ...] = ()
     checks: tuple[Check, ...] = ()
@@ -169,12 +173,17 @@ class Manifest(Record):
     device: Device
     study_yaml: str  # the resolved Study
     environment: Environment
-    planned: tuple[str, ...]  # "kind key" of every Measurement the plan will make, in run order
+    planned: tuple[str, ...]  # `work` of every Measurement the plan will make, in run order
 
 
 class Run(Record):
     manifest: Manifest
     measurements: tuple[Measurement, ...]
+
+
+def work(kind: Kind, key: str, process: int = 0) -> str:
+    """One piece of work as a line: `timing KEY`, and of the second process that does the same `timing#2 KEY`."""
+    return f"{kind}#{process + 1} {key}" if process else f"{kind} {key}"
 
 
 def encode(event: Measurement | Started) -> str:

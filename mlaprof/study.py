@@ -98,17 +98,37 @@ class BatchSpec(Part):
 
 
 class MeasureSpec(Part):
-    """How a cell is timed."""
+    """How a cell is timed. The defaults are the preset `standard`."""
 
     cache: Literal["cold", "warm"] = "cold"  # cold: L2 is flushed before each sample
-    min_samples: Annotated[int, Field(ge=30)] = 50
+    processes: PositiveInt = 3  # fresh ones, each of which times every cell
+    min_samples: Annotated[int, Field(ge=6)] = 20  # rounds of a cell in one process
     max_samples: PositiveInt = 500
-    min_time_s: Annotated[float, Field(ge=0)] = 0.2  # device time to accumulate, an arm
+    ci_half_width: Annotated[float, Field(gt=0, lt=1)] = 0.005  # of every arm's median: reached, the rounds end
+    cell_time_s: Annotated[float, Field(gt=0)] = 15.0  # most that the rounds of a cell may take in one process
     warmup_s: Annotated[float, Field(ge=0)] = 0.2  # of all arms in rotation
+    min_clock_ratio: Annotated[float, Field(ge=0, le=1)] = (
+        0.75  # a round at a lower SM clock, over the warm one, is void
+    )
     twin: bool = True  # each cell's baseline is timed twice: what the two differ by is the run's A/A floor
     point_timeout_s: Annotated[float, Field(gt=0)] = 300.0  # one stage of one cell, in the worker
     memory: bool = True  # one fresh process a mode for the memory ledger
     counts: bool = True  # one profiled process for what each step launches, copies and waits for
+
+
+Preset = Literal["quick", "standard", "rigorous"]
+PRESETS: dict[Preset, dict[str, int | float]] = {  # what each sets of MeasureSpec
+    "quick": {"processes": 1, "min_samples": 10, "max_samples": 30, "cell_time_s": 5.0},
+    "standard": {},
+    "rigorous": {
+        "processes": 5,
+        "min_samples": 100,
+        "max_samples": 5000,
+        "ci_half_width": 0.0025,
+        "cell_time_s": 60.0,
+        "min_clock_ratio": 0.9,
+    },
+}
 
 
 class CaptureSpec(Part):

@@ -34,7 +34,7 @@ preset: tiny
 sweep:
   num_tokens: [5, 3]
   mode: [monolithic_eager, split_eager]
-measure: {cache: warm, min_samples: 30, min_time_s: 0, warmup_s: 0, memory: false, counts: false, twin: false}
+measure: {cache: warm, processes: 1, min_samples: 20, warmup_s: 0, memory: false, counts: false, twin: false}
 """
 # Two modes in place of the title's three, because each captured one traces for seconds; the others have tests/worker.
 WHOLE = """\
@@ -45,7 +45,7 @@ sweep:
   mode: [monolithic_eager, split_piecewise]
 tiles:
   sparse_attn: [{block_n: 16}]
-measure: {cache: warm, min_samples: 30, min_time_s: 0, warmup_s: 0}
+measure: {cache: warm, processes: 1, min_samples: 20, warmup_s: 0}
 """
 # The fields that others read; part of mlaprof's interface.
 ARTIFACT = {

@@ -11,7 +11,7 @@ from mlaprof.records import Device, Status
 from mlaprof.study import BOUNDARIES, MODES, Boundary, Mode, Phase
 
 CellStatus = Literal[Status, "missing"]
-Bound = Literal["host", "device"]
+Bound = Literal["host", "device", "mixed"]
 FindingKind = Literal[
     "incorrect",
     "failed",
@@ -40,6 +40,21 @@ class Breach:
     name: str  # the limit's field
     got: int
     limit: int
+
+
+@dataclass(frozen=True)
+class StepBudget:
+    """Where the time of a step in service goes, seconds a step of `sustained_s`; the parts sum to it, or to busy_s where
+    that is longer."""
+
+    busy_s: float  # the device works: warm_device_s
+    sync_wait_s: float  # the device is idle, the host inside a synchronising call
+    host_stall_s: float  # the device is idle, the host's thread on no CPU
+    launch_gap_s: float  # the device is idle, waiting for the host to submit: what is left
+
+    @property
+    def total_s(self) -> float:
+        return self.busy_s + self.sync_wait_s + self.host_stall_s + self.launch_gap_s
 
 
 @dataclass(frozen=True)
@@ -73,6 +88,11 @@ class Cell:
     notes: tuple[str, ...] = ()
     device_s: Estimate | None = None
     submit_s: Estimate | None = None
+    latency_s: Estimate | None = None
+    sustained_s: Estimate | None = None
+    warm_device_s: Estimate | None = None
+    budget: StepBudget | None = None  # None where sustained_s is not measured, or emulated
+    processes: int = 0  # fresh processes that the samples are of
     speedup: Estimate | None = None  # of device_s over the baseline of the cell, default tiles; above 1 is faster
     submit_speedup: Estimate | None = None  # of submit_s, likewise; None where emulated: it would be speedup again
     tiles_speedup: Estimate | None = None  # over the default tiles of the same way
@@ -83,7 +103,10 @@ class Cell:
     power_w: float | None = None
     temperature_c: float | None = None
     clock_events: tuple[str, ...] = ()  # every reason seen in any round
-    throttled: bool = False
+    throttled: bool = False  # clocks stayed down; no verdict on it means anything
+    power_capped: float = 0.0  # share of the rounds that ran under the power cap: a regime, no error
+    dropped_rounds: int = 0  # void ones that were measured again
+    other_processes: int = 0  # on the same GPU, at most
     unfilled: int = 0  # samples of a step that synchronises itself: submit_s holds waits for the device
     memory: MemoryUse | None = None
     graph: GraphFacts | None = None
@@ -215,6 +238,7 @@ class Floor:
 
     ratio: float  # 0.005 is 0.5 %
     cells: int  # A/A pairs it rests on
+    between: float | None = None  # the same of two fresh processes, one series each; None of a single process
 
 
 @dataclass(frozen=True)

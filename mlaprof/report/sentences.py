@@ -65,7 +65,7 @@ def finding(found: Finding, summary: Summary) -> str:
             limit = f"{NOISY_HALF_WIDTH:.0%}"
             return (
                 f"{cells} with a confidence interval beyond ±{limit} of the median. "
-                "Quiet the machine or raise measure.max_samples and measure.min_time_s, and sweep again."
+                "Quiet the machine or raise measure.cell_time_s and measure.max_samples, and sweep again."
             )
         case "throttled":
             cells_by_key = {cell.key: cell for cell in summary.cells}

@@ -133,7 +133,7 @@ def _sample(rig: Rig, ready: list[_Ready], clock: Clock, reading: Read) -> dict[
         clock,
         min_samples=spec.min_samples,
         max_samples=max(spec.min_samples, spec.max_samples),
-        min_time_s=spec.min_time_s,
+        min_time_s=0.0,
         warmup_s=spec.warmup_s,
         reading=reading,
         seed=rig.job.batch.seed,
