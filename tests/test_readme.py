@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import typer
 
-from mlaprof import cli
+from mlaprof.cli import door
 from mlaprof.config.load import load_study
 from mlaprof.errors import ConfigError, MachineError, RunFileError
 from mlaprof.study import MODE_SUMMARY
@@ -19,7 +19,7 @@ README = (Path(__file__).parents[1] / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 TYPED = [line[2:].split("  #")[0] for kind, block in BLOCKS if kind == "console" for line in block.splitlines()]
 QUOTED = [each for each in re.findall(r"`([^`]+)`", README) if each.startswith(("mlaprof ", "make "))]
-COMMANDS: dict[str, Any] = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
+COMMANDS: dict[str, Any] = typer.main.get_command(door.app).commands  # type: ignore[attr-defined]
 
 
 def table(header: str) -> list[list[str]]:
@@ -113,10 +113,10 @@ def told(text: str) -> dict[int, set[str]]:
 def test_the_exit_codes_of_the_readme_are_those_of_the_door() -> None:
     """One table in three places: README, docstring, `--help`."""
     readme = {int(code): meaning for code, meaning in table("exit code")}
-    door = told(cli.__doc__ or "")
+    codes = told(door.__doc__ or "")
 
-    assert set(readme) == set(door) == {0, 1, 2, 3, 4, 5, 130}
-    assert told((cli.app.info.help or "").split("Exit codes:")[1]) == door
-    assert {code for code, words in door.items() if not any(word[:5] in readme[code] for word in words)} == set()
-    assert (cli.SOME_FAILED, cli.INTERRUPTED) == (5, 130)
+    assert set(readme) == set(codes) == {0, 1, 2, 3, 4, 5, 130}
+    assert told((door.app.info.help or "").split("Exit codes:")[1]) == codes
+    assert {code for code, words in codes.items() if not any(word[:5] in readme[code] for word in words)} == set()
+    assert (door.SOME_FAILED, door.INTERRUPTED) == (5, 130)
     assert (ConfigError.exit_code, RunFileError.exit_code, MachineError.exit_code) == (2, 2, 4)

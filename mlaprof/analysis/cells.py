@@ -44,8 +44,7 @@ class Breach:
 
 @dataclass(frozen=True)
 class StepBudget:
-    """Where the time of a step in service goes, seconds a step of `sustained_s`; the parts sum to it, or to busy_s where
-    that is longer."""
+    """Where the time of a step in service goes, seconds; the parts sum to sustained_s, or to a longer busy_s."""
 
     busy_s: float  # the device works: warm_device_s
     sync_wait_s: float  # the device is idle, the host inside a synchronising call

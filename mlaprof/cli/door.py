@@ -1,0 +1,89 @@
+"""The door itself: the app, its two screens, what commands share, and the one exit policy.
+
+0 ok, 1 regression or broken budget, 2 usage or config error, 3 ambiguous (with --fail-on ambiguous),
+4 environment mismatch, 5 some cells failed or sizes were not captured, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from mlaprof import __version__
+from mlaprof.config.load import load_study
+from mlaprof.errors import ConfigError
+from mlaprof.opening import DeviceChoice
+from mlaprof.study import Study
+
+OVER_BUDGET, SOME_FAILED, INTERRUPTED = 1, 5, 130  # errors.py and Comparison.exit_code hold the others
+READER_LEFT = 141  # what a shell reports for a program whose output nobody reads any more
+
+
+class Screen(Console):
+    def on_broken_pipe(self) -> None:
+        try:
+            super().on_broken_pipe()
+        except SystemExit:
+            raise SystemExit(READER_LEFT) from None  # Rich says 1, which means a regression here
+
+
+app = typer.Typer(
+    help="Profile the split MLA-DSA attention layer across CUDA-graph capture modes.\n\n"
+    "Exit codes: 0 ok, 1 regression or broken budget, 2 usage or config error, 3 ambiguous "
+    "(with --fail-on ambiguous), 4 environment mismatch, 5 some cells failed or sizes were not captured, "
+    "130 interrupted.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+out, err = Screen(), Screen(stderr=True)
+
+ResultsDir = Annotated[Path, typer.Option("--results", help="Folder that runs land in.")]
+RunArgument = Annotated[str, typer.Argument(help="A run file, a run id or the beginning of one, or `latest`.")]
+AxisOption = Annotated[list[str] | None, typer.Option("-a", "--axis", help="Replace an axis: num_tokens=1,8,64.")]
+SettingOption = Annotated[list[str] | None, typer.Option("--set", help="Change a key: measure.min_samples=100.")]
+DeviceOption = Annotated[DeviceChoice, typer.Option(help="auto takes the GPU where there is one.")]
+RESULTS = Path("results")
+
+
+class TableOrJson(StrEnum):
+    table = "table"
+    json = "json"
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        out.print(f"mlaprof {__version__}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def mlaprof(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """What every command shares."""
+
+
+def study_of(config: Path | None, axis: Iterable[str] | None, setting: list[str] | None) -> Study:
+    if config is None:
+        raise ConfigError("no study given", where="CONFIG", hint="name a YAML file, e.g. configs/quickstart.yaml")
+    return load_study(config, axes=_axes(axis), settings=setting or ())
+
+
+def _axes(given: Iterable[str] | None) -> dict[str, str]:
+    axes: dict[str, str] = {}
+    for text in given or ():
+        name, equals, values = text.partition("=")
+        if not equals:
+            raise ConfigError(f"{text!r} is not axis=values", where="-a", hint="e.g. -a num_tokens=1,8,64")
+        if name in axes:
+            raise ConfigError(f"{name} is given twice", where="-a", hint="give all its values in one -a")
+        axes[name] = values
+    return axes

@@ -1,0 +1,170 @@
+"""`mlaprof sweep`, `graph` and `plot`: measure, and draw what was measured."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mlaprof import store
+from mlaprof.analysis.cells import Summary
+from mlaprof.analysis.summary import summarize
+from mlaprof.cli.door import (
+    INTERRUPTED,
+    OVER_BUDGET,
+    RESULTS,
+    SOME_FAILED,
+    AxisOption,
+    DeviceOption,
+    ResultsDir,
+    RunArgument,
+    SettingOption,
+    TableOrJson,
+    app,
+    err,
+    out,
+    study_of,
+)
+from mlaprof.errors import ConfigError
+from mlaprof.machine import checks
+from mlaprof.opening import DeviceChoice, device_of, new_run, resumed_run
+from mlaprof.plan import Plan, dispatch_plan, inspection
+from mlaprof.records import Measurement, Run
+from mlaprof.report import export, listing
+from mlaprof.report.buckets import print_buckets
+from mlaprof.report.console import print_summary
+from mlaprof.report.figures.write import write_figures
+from mlaprof.report.lines import print_line
+from mlaprof.report.partition import partitions_json, print_partitions
+from mlaprof.report.progress import progress
+from mlaprof.study import Study
+from mlaprof.sweep import sweep as run_sweep
+
+
+@app.command()
+def sweep(
+    config: Annotated[Path | None, typer.Argument(help="The study, a YAML file; not needed with --resume.")] = None,
+    axis: AxisOption = None,
+    setting: SettingOption = None,
+    device: DeviceOption = DeviceChoice.auto,
+    out_file: Annotated[
+        Path | None, typer.Option("--out", help="Run file; by default results/<run id>.mlaprof.")
+    ] = None,
+    resume: Annotated[
+        str | None, typer.Option(help="Go on with a run: measure what is not recorded, and what failed, again.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and measure nothing.")] = False,
+    results: ResultsDir = RESULTS,
+) -> None:
+    """Measure every cell of CONFIG, store the run, print its table and draw its plots."""
+    if resume is None:
+        opening = new_run(
+            study_of(config, axis, setting), device, out_file, results, command=("mlaprof", *sys.argv[1:])
+        )
+    else:
+        beside = _study_beside_a_run(config, axis, setting, out_file)
+        opening = resumed_run(resume, results, device, study=beside, config=config)
+    plan, manifest = opening.plan, opening.manifest
+    if dry_run:
+        listing.print_plan(plan, out)
+    if plan.buckets is not None:
+        print_buckets(plan.buckets, out if dry_run else err)
+    if dry_run:
+        return
+    writer = opening.writer()
+    listing.print_warnings(checks.warnings(manifest.environment, manifest.device), err)
+    _measure(plan, writer)
+    run = store.load(opening.path)
+    summary = summarize(run)
+    print_summary(summary, out)
+    _draw(run, summary, opening.path, None)
+    raise typer.Exit(_verdict(run.measurements, summary))
+
+
+@app.command()
+def graph(
+    config: Annotated[Path | None, typer.Argument(help="The study, a YAML file.")] = None,
+    axis: AxisOption = None,
+    setting: SettingOption = None,
+    device: DeviceOption = DeviceChoice.auto,
+    tokens: Annotated[int | None, typer.Option(min=1, help="The size to look at; by default the largest.")] = None,
+    dispatch_tax: Annotated[
+        bool, typer.Option("--dispatch-tax", help="Time what calling an operator costs the host, too.")
+    ] = False,
+    format: Annotated[TableOrJson, typer.Option(help="table for a terminal; json goes to stdout.")] = TableOrJson.table,
+) -> None:
+    """Print how each mode cuts CONFIG's step: its segments, what is captured, what is launched. Stores nothing."""
+    study, chosen = study_of(config, axis, setting), device_of(device)
+    plan = inspection(study, chosen, tokens)
+    if dispatch_tax:
+        plan = replace(plan, jobs=(*plan.jobs, *dispatch_plan(study, chosen, tokens).jobs))
+    found: list[Measurement] = []
+    with progress(len(plan), err) as tell:
+        for event in run_sweep(plan, keep=found.append):
+            tell(event)
+    if format is TableOrJson.json:
+        out.out(partitions_json(found).rstrip("\n"), highlight=False)
+    else:
+        print_partitions(found, out)
+    raise typer.Exit(_verdict(found))
+
+
+@app.command()
+def plot(
+    run: RunArgument,
+    out_folder: Annotated[Path | None, typer.Option("--out", help="Folder; by default the run file's name.")] = None,
+    results: ResultsDir = RESULTS,
+) -> None:
+    """Draw a run's figures as PNG and SVG, and write its summary.json beside them."""
+    path = store.resolve(run, results)
+    loaded = store.load(path)
+    _draw(loaded, summarize(loaded), path, out_folder)
+
+
+def _study_beside_a_run(
+    config: Path | None, axis: Iterable[str] | None, setting: list[str] | None, out_file: Path | None
+) -> Study | None:
+    """The study given beside --resume, None without; what would change the run is refused."""
+    if out_file is not None:
+        raise ConfigError("a resumed run stays in its file", where="--out", hint="leave out --out")
+    if config is None and (axis or setting):
+        raise ConfigError("a resumed run keeps its axes and settings", where="--resume", hint="leave out -a and --set")
+    return None if config is None else study_of(config, axis, setting)
+
+
+def _verdict(measurements: Iterable[Measurement], summary: Summary | None = None) -> int:
+    """The exit code of what was measured; a failure says more than a budget."""
+    if any(found.outcome.status in ("failed", "incorrect") for found in measurements):
+        return SOME_FAILED
+    if summary is not None and any(cell.not_captured for cell in summary.cells):
+        return SOME_FAILED
+    return OVER_BUDGET if summary is not None and summary.over_budget else 0
+
+
+def _measure(plan: Plan, writer: store.RunWriter) -> None:
+    try:
+        with writer, progress(len(plan), err) as tell:
+            for event in run_sweep(plan, keep=writer.append):
+                tell(event)
+    except KeyboardInterrupt:
+        print_line(f"interrupted; what was measured is kept. Go on with: mlaprof sweep --resume {writer.path}", err)
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def _draw(run: Run, summary: Summary, path: Path, folder: Path | None) -> None:
+    folder = folder or (path.with_suffix("") if path.suffix else path.with_name(f"{path.name}-plots"))
+    try:
+        written = write_figures(run, summary, folder)
+        text = folder / "summary.json"
+        text.write_text(export.summary_json(run, summary) + "\n")
+    except OSError as error:
+        raise ConfigError(
+            f"cannot write plots: {error.strerror}", where=str(folder), hint=f"mlaprof plot {path} --out FOLDER"
+        ) from error
+    out.print(f"run   {path}", soft_wrap=True, highlight=False)
+    for each in (text, *(each for each in written if each.suffix == ".png")):
+        out.print(f"plot  {each}" if each.suffix == ".png" else f"json  {each}", soft_wrap=True, highlight=False)
