@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 
 from mlaprof.analysis.arms import Arm, speedup
-from mlaprof.analysis.cells import BoundaryPrice, BreakEven, Cell, PiecewiseVsBreakable
+from mlaprof.analysis.cells import BreakEven, Cell
+from mlaprof.analysis.ratios import BoundaryPrice, PiecewiseVsBreakable
 from mlaprof.analysis.stats import Bootstrap, Estimate
 from mlaprof.facts import GraphFacts
 from mlaprof.study import BOUNDARIES, BOUNDED_MODES, PR_BOUNDARY, Boundary, Mode

@@ -1,14 +1,15 @@
-"""What a summary says: a Cell a Point, geometric means, findings, and how cells belong together on a page."""
+"""What a summary says: a Cell a Point, findings, the floor, and all of a run together."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
+from mlaprof.analysis.ratios import BoundaryPrice, ModeMean, PiecewiseVsBreakable
 from mlaprof.analysis.stats import Estimate
-from mlaprof.facts import Check, GateFacts, GraphFacts, KernelResources, Ledger, MemoryUse, SizeFacts, StepCounts
+from mlaprof.facts import Check, GateFacts, GraphFacts, KernelResources, MemoryUse, SizeFacts, StepCounts
 from mlaprof.records import Device, Status
-from mlaprof.study import BOUNDARIES, MODES, Boundary, Mode, Phase
+from mlaprof.study import Boundary, Mode, Phase
 
 CellStatus = Literal[Status, "missing"]
 Bound = Literal["host", "device", "mixed"]
@@ -172,58 +173,6 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class ModeMean:
-    """The geometric mean of a way's speed-ups over the token counts of one phase and context length."""
-
-    preset: str
-    phase: Phase
-    context_len: int
-    mode: Mode
-    boundary: Boundary
-    way: str
-    tiles: str
-    speedup: Estimate  # n counts cells
-
-
-@dataclass(frozen=True)
-class PiecewiseVsBreakable:
-    """By how much breakable is faster than split_piecewise at one place: above 1 is faster."""
-
-    preset: str
-    phase: Phase
-    num_tokens: int
-    context_len: int
-    boundary: Boundary
-    tiles: str
-    device: Estimate | None
-    submit: Estimate | None  # None where emulated
-
-
-@dataclass(frozen=True)
-class BoundaryPrice:
-    """What it changes to move the boundary from `start` to `end`: speed-ups, and differences end - start.
-
-    A part that one of the two cells lacks is None.
-    """
-
-    preset: str
-    phase: Phase
-    num_tokens: int
-    context_len: int
-    mode: Mode
-    start: Boundary
-    end: Boundary
-    reason: str = ""  # why there is no price
-    device: Estimate | None = None
-    device_change_s: float | None = None
-    submit: Estimate | None = None  # None where emulated
-    submit_change_s: float | None = None
-    eager_kernels: int | None = None
-    graph_nodes: int | None = None
-    pool_bytes: int | None = None
-
-
-@dataclass(frozen=True)
 class Finding:
     """Something a reader must know before believing a number; the sentence is written in report/."""
 
@@ -265,61 +214,3 @@ class Summary:
     def emulated(self) -> bool:
         """Times come from the CPU's emulated capture."""
         return any(cell.emulated for cell in self.cells)
-
-
-@dataclass(frozen=True)
-class Group:
-    """The cells that share a table or a figure: by num_tokens, then mode, boundary, default tiles first."""
-
-    preset: str
-    phase: Phase
-    context_len: int
-    cells: tuple[Cell, ...]
-    means: tuple[ModeMean, ...]
-    piecewise_vs_breakable: tuple[PiecewiseVsBreakable, ...]
-    boundary_prices: tuple[BoundaryPrice, ...]
-
-    @property
-    def ledgers(self) -> dict[str, Ledger]:
-        """The memory ledger of each way; of several processes the last one's, that of the smallest size."""
-        found: dict[str, Ledger] = {}
-        for cell in self.cells:
-            if cell.memory and cell.memory.ledger:
-                found.setdefault(cell.way, cell.memory.ledger)
-        return found
-
-
-def groups(summary: Summary) -> tuple[Group, ...]:
-    """The cells by preset, phase and context length, in the order of the plan."""
-    found: dict[tuple[str, Phase, int], list[Cell]] = {}
-    for cell in summary.cells:
-        found.setdefault(_group(cell), []).append(cell)
-    return tuple(
-        Group(
-            *place,
-            cells=tuple(sorted(cells, key=_row_order)),
-            means=tuple(each for each in summary.means if _group(each) == place),
-            piecewise_vs_breakable=tuple(
-                sorted(
-                    (each for each in summary.piecewise_vs_breakable if _group(each) == place),
-                    key=lambda each: each.num_tokens,
-                )
-            ),
-            boundary_prices=tuple(
-                sorted(
-                    (each for each in summary.boundary_prices if _group(each) == place),
-                    key=lambda each: each.num_tokens,
-                )
-            ),
-        )
-        for place, cells in found.items()
-    )
-
-
-def _group(each: Cell | ModeMean | PiecewiseVsBreakable | BoundaryPrice) -> tuple[str, Phase, int]:
-    return each.preset, each.phase, each.context_len
-
-
-def _row_order(cell: Cell) -> tuple[int, int, int, bool]:
-    # Tiles keep the order of the study.
-    return cell.num_tokens, MODES.index(cell.mode), BOUNDARIES.index(cell.boundary), bool(cell.tiles)

@@ -11,9 +11,10 @@ from statistics import median
 
 from mlaprof.analysis.arms import Arm, arm_of, speedup
 from mlaprof.analysis.capture import boundary_prices, break_even, piecewise_vs_breakable
-from mlaprof.analysis.cells import Cell, CellStatus, ModeMean, Summary
+from mlaprof.analysis.cells import Cell, CellStatus, Summary
 from mlaprof.analysis.findings import breaches, findings
 from mlaprof.analysis.floor import noise_floor, twin_trouble
+from mlaprof.analysis.ratios import ModeMean
 from mlaprof.analysis.stats import Bootstrap, geometric_mean
 from mlaprof.analysis.stored import stored_budget
 from mlaprof.machine.nvml import event_names

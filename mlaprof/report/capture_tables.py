@@ -6,7 +6,9 @@ from collections.abc import Sequence
 
 from rich.text import Text
 
-from mlaprof.analysis.cells import BoundaryPrice, Floor, Group
+from mlaprof.analysis.cells import Floor
+from mlaprof.analysis.groups import Group
+from mlaprof.analysis.ratios import BoundaryPrice
 from mlaprof.analysis.stats import Estimate
 from mlaprof.facts import Ledger
 from mlaprof.report.cells_table import ratio_text

@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterable, Sequence
 
 from rich.text import Text
 
-from mlaprof.analysis.cells import BoundaryPrice, Cell, Floor, Group, ModeMean, PiecewiseVsBreakable
+from mlaprof.analysis.cells import Cell, Floor
+from mlaprof.analysis.groups import Group
+from mlaprof.analysis.ratios import BoundaryPrice, ModeMean, PiecewiseVsBreakable
 from mlaprof.analysis.stats import Estimate
 from mlaprof.report import sentences
 from mlaprof.report.columns import Column

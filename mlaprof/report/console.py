@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from mlaprof.analysis.cells import Cell, Floor, Group, Summary, groups
+from mlaprof.analysis.cells import Cell, Floor, Summary
+from mlaprof.analysis.groups import Group, groups
 from mlaprof.facts import KernelResources
 from mlaprof.report import sentences
 from mlaprof.report.capture_tables import (

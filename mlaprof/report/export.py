@@ -8,7 +8,8 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict
 
-from mlaprof.analysis.cells import Group, Summary, groups
+from mlaprof.analysis.cells import Summary
+from mlaprof.analysis.groups import Group, groups
 from mlaprof.records import Run
 from mlaprof.report import sentences
 from mlaprof.report.capture_tables import (

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from mlaprof.analysis.cells import NOISY_HALF_WIDTH, BoundaryPrice, Cell, CellStatus, Finding, Summary
+from mlaprof.analysis.cells import NOISY_HALF_WIDTH, Cell, CellStatus, Finding, Summary
+from mlaprof.analysis.ratios import BoundaryPrice
 from mlaprof.facts import Ledger
 from mlaprof.report.lines import keys_by_reason
 from mlaprof.report.style import STATUS

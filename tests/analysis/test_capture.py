@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from mlaprof.analysis.cells import Cell, Summary, groups
+from mlaprof.analysis.cells import Cell, Summary
+from mlaprof.analysis.groups import groups
 from mlaprof.analysis.summary import summarize
 
 

@@ -8,7 +8,8 @@ from types import ModuleType
 
 import pytest
 
-from mlaprof.analysis.cells import Floor, groups
+from mlaprof.analysis.cells import Floor
+from mlaprof.analysis.groups import groups
 from mlaprof.analysis.summary import summarize
 from mlaprof.facts import Timing
 from mlaprof.records import Measurement, Run

@@ -4,7 +4,8 @@ from types import ModuleType
 
 import pytest
 
-from mlaprof.analysis.cells import Cell, Summary, groups
+from mlaprof.analysis.cells import Cell, Summary
+from mlaprof.analysis.groups import groups
 from mlaprof.analysis.summary import summarize
 
 

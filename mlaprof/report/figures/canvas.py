@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from mlaprof.analysis.cells import Group, Summary
+from mlaprof.analysis.cells import Summary
+from mlaprof.analysis.groups import Group
 from mlaprof.report import sentences
 
 if TYPE_CHECKING:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from mlaprof.analysis.cells import Group, Summary
+from mlaprof.analysis.cells import Summary
+from mlaprof.analysis.groups import Group
 from mlaprof.analysis.stats import Estimate
 from mlaprof.facts import SizeFacts, StepCounts
 from mlaprof.report.figures.canvas import WIDTH_IN, canvas, legend_above

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from mlaprof.analysis.cells import Cell, Group, Summary
+from mlaprof.analysis.cells import Cell, Summary
+from mlaprof.analysis.groups import Group
 from mlaprof.analysis.stats import Estimate
 from mlaprof.report.figures.canvas import canvas
 from mlaprof.report.figures.lines import Arms, draw_lines, finish, plain_log_ticks, scaled

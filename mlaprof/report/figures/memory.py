@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mlaprof.analysis.cells import Group, Summary
+from mlaprof.analysis.cells import Summary
+from mlaprof.analysis.groups import Group
 from mlaprof.facts import Ledger, MemoryUse
 from mlaprof.report.figures.canvas import canvas, legend_above
 from mlaprof.report.figures.ways import by_way

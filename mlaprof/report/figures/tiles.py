@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from mlaprof.analysis.cells import Cell, Group, Summary
+from mlaprof.analysis.cells import Cell, Summary
+from mlaprof.analysis.groups import Group
 from mlaprof.facts import KernelResources
 from mlaprof.kernels.tiles import SHARED_LIMIT_BYTES
 from mlaprof.report.figures.canvas import canvas

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from mlaprof.analysis.cells import Cell, Group
+from mlaprof.analysis.cells import Cell
+from mlaprof.analysis.groups import Group
 from mlaprof.report.style import BOUNDARY, MODE
 from mlaprof.study import BOUNDARIES, MODES, Boundary, Mode
 

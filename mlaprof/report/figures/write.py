@@ -6,7 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlaprof.analysis.cells import Group, Summary, groups
+from mlaprof.analysis.cells import Summary
+from mlaprof.analysis.groups import Group, groups
 from mlaprof.records import Run
 from mlaprof.report.figures.canvas import DPI, RC
 from mlaprof.report.figures.capture import capture_cost, counts

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 
-from mlaprof.analysis.cells import Group, Summary, groups
+from mlaprof.analysis.cells import Summary
+from mlaprof.analysis.groups import Group, groups
 from mlaprof.analysis.summary import summarize
 
 

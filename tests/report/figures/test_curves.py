@@ -11,7 +11,7 @@ import pytest
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 
-from mlaprof.analysis.cells import groups
+from mlaprof.analysis.groups import groups
 from mlaprof.analysis.summary import summarize
 from mlaprof.report.figures.curves import latency, speedup
 from mlaprof.report.style import BOUNDARY, MODE

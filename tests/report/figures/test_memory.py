@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from matplotlib.axes import Axes
 
-from mlaprof.analysis.cells import groups
+from mlaprof.analysis.groups import groups
 from mlaprof.analysis.summary import summarize
 from mlaprof.report.figures.memory import MEASURED, memory
 from mlaprof.study import MODES

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from mlaprof.analysis.cells import groups
+from mlaprof.analysis.groups import groups
 from mlaprof.analysis.summary import summarize
 from mlaprof.report.figures.curves import latency
 from mlaprof.report.figures.tiles import tiles

@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 
 from mlaprof import store
-from mlaprof.analysis.cells import groups
+from mlaprof.analysis.groups import groups
 from mlaprof.analysis.summary import summarize
 from mlaprof.report.figures.canvas import DPI, WIDTH_IN
 from mlaprof.report.figures.write import FIGURES, write_figures
