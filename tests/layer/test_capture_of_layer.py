@@ -24,8 +24,8 @@ from mlaprof.config.axes import Combination
 from mlaprof.layer.batch import Batch
 from mlaprof.layer.mla import MLA, Form
 from mlaprof.layer.ops import ATTN, MONOLITH, PROJ
-from mlaprof.plan import skip_reason
 from mlaprof.shapes import PRESETS
+from mlaprof.skips import skip_reason
 from mlaprof.study import Axes, LayerSpec, Study
 
 MAX_TOKENS = 80
