@@ -13,7 +13,7 @@ from mlaprof.config.load import resolved_yaml, study_from_resolved
 from mlaprof.errors import ConfigError, MachineError
 from mlaprof.machine import environment
 from mlaprof.plan import Plan, expand
-from mlaprof.records import Device, Manifest
+from mlaprof.records import Device, Manifest, work
 from mlaprof.study import Study
 
 
@@ -53,7 +53,7 @@ def new_run(
         device=device,
         study_yaml=resolved_yaml(study),
         environment=environment.snapshot(),
-        planned=tuple(f"{kind} {key}" for kind, key in plan.planned),
+        planned=tuple(work(*each) for each in plan.planned),
     )
     return Opening(plan, out_file or store.default_path(results, manifest.run_id), manifest)
 

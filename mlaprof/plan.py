@@ -14,6 +14,9 @@ from mlaprof.records import Device, Job, Kind, Measurement, Outcome, Point
 from mlaprof.skips import skip_reason
 from mlaprof.study import BASELINE, BOUNDED_MODES, PHASES, PR_BOUNDARY, Phase, Study, TileChoice
 
+Work = tuple[Kind, str, int]
+"""(kind, key, process) of one Measurement: what records.work makes a line of."""
+
 # Contexts are scored from gathered keys, generations through the page table.
 _IDLE_KERNELS: dict[Phase, str] = {"prefill": "paged_index_logits", "decode": "index_logits"}
 
@@ -27,10 +30,10 @@ class Plan:
     buckets: Buckets | None = None  # what the engine's rule made of the capture sizes; None: none but the sweep's
 
     @property
-    def planned(self) -> tuple[tuple[Kind, str], ...]:
-        """(kind, key) of every Measurement to expect, in run order: the skips, then the jobs."""
-        skipped = ((skip.kind, skip.point.key) for skip in self.skips)
-        return (*skipped, *((job.kind, point.key) for job in self.jobs for point in job.points))
+    def planned(self) -> tuple[Work, ...]:
+        """Every Measurement to expect, in run order: the skips, then the jobs."""
+        skipped = ((skip.kind, skip.point.key, skip.process) for skip in self.skips)
+        return (*skipped, *((job.kind, point.key, job.process) for job in self.jobs for point in job.points))
 
     @property
     def points(self) -> tuple[Point, ...]:
@@ -42,19 +45,19 @@ class Plan:
     def __len__(self) -> int:
         return len(self.skips) + sum(len(job.points) for job in self.jobs)
 
-    def without(self, done: Collection[tuple[str, str]]) -> Plan:
-        """What is left when the (kind, key) pairs in `done` are finished.
+    def without(self, done: Collection[Work]) -> Plan:
+        """What is left when the work in `done` is finished.
 
         Samples of a cell's arms are paired round by round in one process, and a memory job's sizes share one graph
-        pool: a cell of a timing job, and a memory job, is left whole until all of it is done. Counts and compile facts
-        are of one Point alone.
+        pool: a cell of one timing job, and a memory job, is left whole until all of it is done; what the same cell was
+        in another process stays. Counts and compile facts are of one Point alone.
         """
         finished = frozenset(done)
         jobs = (_remaining(job, finished) for job in self.jobs)
         return replace(
             self,
             jobs=tuple(job for job in jobs if job.points),
-            skips=tuple(skip for skip in self.skips if (skip.kind, skip.point.key) not in finished),
+            skips=tuple(skip for skip in self.skips if (skip.kind, skip.point.key, skip.process) not in finished),
         )
 
 
@@ -64,7 +67,8 @@ def expand(study: Study, device: Device) -> Plan:
     cuda  one timing job a (phase, context_len) with all sizes, arms of a cell adjacent: modes and their boundaries,
           each with its tiles
     cpu   the same with default tiles only, emulated; tile Points go to one compile job, which yields no time
-    Both  with default tiles, if the study asks for it: in a timing job the A/A twin of each cell's baseline; one memory
+    Both  the timing jobs once a process of measure.processes: all of the first, then all of the next
+          with default tiles, if the study asks for it: in a timing job the A/A twin of each cell's baseline; one memory
           job a (phase, context_len, mode, boundary); one counts job a (phase, context_len) with every arm
     Sizes run largest first, as engines capture them.
     """
@@ -96,8 +100,9 @@ def expand(study: Study, device: Device) -> Plan:
             memory += _jobs(study, device, "memory", ways.values(), buckets)
         if study.measure.counts:
             counts += _jobs(study, device, "counts", [defaults], buckets)
+    repeated = (job.model_copy(update={"process": each}) for each in range(study.measure.processes) for job in timing)
     compiling = _jobs(study, device, "compile", [compiled], buckets)
-    return Plan(jobs=(*timing, *memory, *counts, *compiling), skips=tuple(skips), buckets=buckets)
+    return Plan(jobs=(*repeated, *memory, *counts, *compiling), skips=tuple(skips), buckets=buckets)
 
 
 def inspection(study: Study, device: Device, num_tokens: int | None = None) -> Plan:
@@ -210,8 +215,8 @@ def _jobs(
             )
 
 
-def _remaining(job: Job, finished: frozenset[tuple[str, str]]) -> Job:
-    open_points = [point for point in job.points if (job.kind, point.key) not in finished]
+def _remaining(job: Job, finished: frozenset[Work]) -> Job:
+    open_points = [point for point in job.points if (job.kind, point.key, job.process) not in finished]
     if job.kind == "memory" and open_points:
         return job
     if job.kind == "timing":

@@ -5,6 +5,8 @@ Schema history (`PRAGMA user_version`; `PRAGMA application_id` says that the fil
     2   a Point has a boundary, a Measurement counts, gate and dispatch; GraphFacts.capture_s is of the captures alone,
         and prepare_s, absent before, of what capture_s was
     3   a Point may be the A/A twin of its cell's baseline
+    4   measurement(kind, key, process, record): several processes may time a Point; Timing has latency_s, sustained_s
+        and the rounds that were dropped; before, one process timed each, and no round was
 Old files are read as they are: a new field has a default that says what the old mlaprof did. A field that is new,
 renamed or of another meaning raises the version, because an older mlaprof refuses or misreads it. A run goes on only
 under the schema that it began with.
@@ -30,7 +32,7 @@ from mlaprof.errors import RunFileError
 from mlaprof.records import Kind, Manifest, Measurement, Run, decode, encode
 from mlaprof.runfile import APPLICATION_ID, LIST_RUNS, connect, open_to_append, publish, reading, writing
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 SUFFIX = ".mlaprof"
 
 _SCHEMA = """
@@ -39,13 +41,14 @@ CREATE TABLE measurement (
     id INTEGER PRIMARY KEY,  -- in the order of first recording
     kind TEXT NOT NULL,
     key TEXT NOT NULL,
+    process INTEGER NOT NULL,
     record TEXT NOT NULL,
-    UNIQUE (kind, key)
+    UNIQUE (kind, key, process)
 );
 """
 _APPEND = """
-INSERT INTO measurement (kind, key, record) VALUES (?, ?, ?)
-ON CONFLICT (kind, key) DO UPDATE SET record = excluded.record
+INSERT INTO measurement (kind, key, process, record) VALUES (?, ?, ?, ?)
+ON CONFLICT (kind, key, process) DO UPDATE SET record = excluded.record
 """
 
 
@@ -67,9 +70,10 @@ class RunWriter:
             self._connection = open_to_append(path)
 
     def append(self, measurement: Measurement) -> None:
-        """Keep measurement, in the place of an earlier one of the same kind and key. Raises RunFileError."""
+        """Keep measurement, in the place of an earlier one of the same kind, key and process. Raises RunFileError."""
+        row = (measurement.kind, measurement.point.key, measurement.process, encode(measurement))
         with writing(self.path):
-            self._connection.execute(_APPEND, (measurement.kind, measurement.point.key, encode(measurement)))
+            self._connection.execute(_APPEND, row)
 
     def finish(self) -> None:
         """Close the file and leave no -wal or -shm beside it, unless another process still has it open."""
@@ -170,11 +174,12 @@ def resumable_manifest(path: Path) -> Manifest:
     return manifest
 
 
-def done(path: Path) -> set[tuple[Kind, str]]:
-    """(kind, key) of every Measurement in the file that did not fail. Raises RunFileError as load does."""
+def done(path: Path) -> set[tuple[Kind, str, int]]:
+    """(kind, key, process) of every Measurement in the file that did not fail. Raises RunFileError as load does."""
     with reading(path, SCHEMA_VERSION) as connection:
         failed = "json_extract(record, '$.outcome.status') = 'failed'"
-        return set(connection.execute(f"SELECT kind, key FROM measurement WHERE NOT {failed}"))
+        process = "coalesce(json_extract(record, '$.process'), 0)"  # the table of an older schema has no such column
+        return set(connection.execute(f"SELECT kind, key, {process} FROM measurement WHERE NOT {failed}"))
 
 
 def list_runs(folder: Path) -> list[RunEntry]:

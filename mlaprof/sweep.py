@@ -136,6 +136,8 @@ def _read(line: bytes, job: Job, pending: dict[str, Point]) -> Event:
     if isinstance(event, Started):
         if not any(point.key == event.key for point in job.points):
             raise ValueError(f"expected a Point of the job, got {event.key}")
+    elif event.process != job.process:
+        raise ValueError(f"expected process {job.process}, got {event.process}")
     elif pending.get(event.point.key) != event.point:
         raise ValueError(f"expected a Point not measured yet, got {event.point.key}")
     return event
@@ -145,6 +147,7 @@ def _failed(job: Job, point: Point, stage: Stage, reason: str) -> Measurement:
     return Measurement(
         point=point,
         kind=job.kind,
+        process=job.process,
         outcome=Outcome(status="failed", stage=stage, reason=reason),
         emulated=job.device == "cpu",
         recorded_at=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -84,6 +84,7 @@ def measurement(job: dict, point: dict) -> dict:
     return {
         "point": point,
         "kind": job["kind"],
+        "process": job["process"],
         "outcome": {"status": "ok", "stage": "measure", "reason": ""},
         "emulated": job["device"] == "cpu",
         "recorded_at": "2026-11-23T10:15:00+00:00",

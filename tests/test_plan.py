@@ -28,8 +28,14 @@ from mlaprof.study import (
     TileChoice,
 )
 
-ALONE = MeasureSpec(twin=False)
-TIMING = MeasureSpec(memory=False, counts=False, twin=False)
+
+def once(**measure: Any) -> MeasureSpec:
+    """Timed in one process."""
+    return MeasureSpec(processes=1, **measure)
+
+
+ALONE = once(twin=False)
+TIMING = once(memory=False, counts=False, twin=False)
 ALTERNATIVES = tuple(TileChoice(kernel="sparse_attn", values={"block_n": block_n}) for block_n in (16, 64))
 
 
@@ -123,9 +129,7 @@ def test_alternatives_of_two_kernels_are_combined() -> None:
         "sparse_attn": ALTERNATIVES,
         "index_logits": (TileChoice(kernel="index_logits", values={"num_warps": 8}),),
     }
-    plan = expand(
-        study(num_tokens=(8,), mode=("full",), tiles=tiles, measure=MeasureSpec(memory=False, twin=False)), "cuda"
-    )
+    plan = expand(study(num_tokens=(8,), mode=("full",), tiles=tiles, measure=once(memory=False, twin=False)), "cuda")
     assert keys(plan.points) == [
         "prefill/t8/ctx0/full",
         "prefill/t8/ctx0/full/sparse_attn=n16+index_logits=w8",
@@ -151,7 +155,7 @@ def test_a_phase_has_no_arms_for_kernels_it_does_not_run(phase: Phase, runs: set
 
 def test_each_cell_times_its_baseline_twice() -> None:
     """The twin stands behind the baseline with its default tiles, in the timing job alone."""
-    asked = study(mode=("full", "monolithic_eager"), tiles={"sparse_attn": ALTERNATIVES[:1]}, measure=MeasureSpec())
+    asked = study(mode=("full", "monolithic_eager"), tiles={"sparse_attn": ALTERNATIVES[:1]}, measure=once())
     for device, tiled in (("cuda", True), ("cpu", False)):
         plan = expand(asked, device)
         assert keys(plan.jobs[0].points) == [
@@ -191,13 +195,13 @@ def test_each_cell_times_its_baseline_twice() -> None:
 def test_the_twin_is_of_the_first_way_that_can_run(parts: dict[str, Any], twins: list[str]) -> None:
     """Where the baseline of the speed-ups is not there; a skipped cell has none."""
     for device in ("cpu", "cuda"):
-        plan = expand(study(**parts, measure=MeasureSpec()), device)
+        plan = expand(study(**parts, measure=once()), device)
         assert twins == keys(tuple(point for point in plan.points if point.twin))
 
 
 def test_a_twin_is_its_baseline_but_for_the_key() -> None:
     """The same step of the same cell, so that the worker gives both one runner."""
-    plan = expand(study(num_tokens=(8,), measure=MeasureSpec()), "cuda")
+    plan = expand(study(num_tokens=(8,), measure=once()), "cuda")
     baseline, twin, _ = plan.jobs[0].points
     assert twin == baseline.model_copy(update={"twin": True})
     assert (twin.cell, twin.way, twin.tiles_label) == (baseline.cell, baseline.way, baseline.tiles_label)
@@ -205,14 +209,14 @@ def test_a_twin_is_its_baseline_but_for_the_key() -> None:
 
 
 def test_no_twin_where_the_study_wants_none() -> None:
-    plan = expand(study(measure=MeasureSpec(twin=False)), "cuda")
+    plan = expand(study(measure=once(twin=False)), "cuda")
     assert not any(point.twin for point in plan.points)
 
 
 def test_resume_measures_a_cell_again_that_lacks_its_twin_alone() -> None:
     """Two timings say nothing of each other unless they were taken round by round."""
-    plan = expand(study(measure=MeasureSpec(memory=False, counts=False)), "cuda")
-    twin = ("timing", "tiny/prefill/t1/ctx0/monolithic_eager/aa")
+    plan = expand(study(measure=once(memory=False, counts=False)), "cuda")
+    twin = ("timing", "tiny/prefill/t1/ctx0/monolithic_eager/aa", 0)
     left = plan.without(set(plan.planned) - {twin})
     arms = [f"prefill/t1/ctx0/{arm}" for arm in ("monolithic_eager", "monolithic_eager/aa", "full")]
     assert jobs(left) == [("timing", arms)]
@@ -230,8 +234,8 @@ def test_every_phase_and_context_is_a_job_of_its_own() -> None:
 @pytest.mark.parametrize(
     ("measure", "kinds"),
     [
-        (MeasureSpec(memory=False, twin=False), ["timing", "counts"]),
-        (MeasureSpec(counts=False, twin=False), ["timing", "memory", "memory"]),
+        (once(memory=False, twin=False), ["timing", "counts"]),
+        (once(counts=False, twin=False), ["timing", "memory", "memory"]),
         (TIMING, ["timing"]),
     ],
     ids=["no memory", "no counts", "neither"],
@@ -243,7 +247,7 @@ def test_memory_and_counts_jobs_only_where_they_are_asked_for(measure: MeasureSp
 
 def test_jobs_carry_what_a_worker_needs() -> None:
     """Device, layer, batch and measure are the study's."""
-    asked = study(batch=BatchSpec(seed=3), measure=MeasureSpec(cache="warm"))
+    asked = study(batch=BatchSpec(seed=3), measure=once(cache="warm"))
     for job in expand(asked, "cpu").jobs:
         assert ("cpu", asked.layer, asked.batch, asked.measure) == (job.device, job.layer, job.batch, job.measure)
 
@@ -372,11 +376,11 @@ def test_a_combination_that_is_skipped_is_skipped_with_all_its_tiles() -> None:
 def test_planned_lists_every_measurement_once_in_run_order(device: Device) -> None:
     """The skips, then the jobs as they are."""
     plan = expand(study(num_tokens=(1, 8, 5000), mode=MODES, tiles={"sparse_attn": ALTERNATIVES}), device)
-    expected = [("timing", skip.point.key) for skip in plan.skips]
-    expected += [(job.kind, point.key) for job in plan.jobs for point in job.points]
+    expected = [("timing", skip.point.key, 0) for skip in plan.skips]
+    expected += [(job.kind, point.key, 0) for job in plan.jobs for point in job.points]
     assert expected == list(plan.planned)
     assert len(plan) == len(plan.planned) == len(set(plan.planned))
-    assert Counter(key for _, key in plan.planned).keys() == {point.key for point in plan.points}
+    assert Counter(key for _, key, _ in plan.planned).keys() == {point.key for point in plan.points}
 
 
 def test_nothing_is_left_when_all_is_done() -> None:
@@ -390,7 +394,7 @@ def test_nothing_is_left_when_all_is_done() -> None:
 def test_resume_keeps_the_kind_apart_from_the_key() -> None:
     """A Point that was timed may still lack its memory."""
     plan = expand(study(), "cuda")
-    left = plan.without({(kind, key) for kind, key in plan.planned if kind == "timing"})
+    left = plan.without({each for each in plan.planned if each[0] == "timing"})
     assert [job.kind for job in left.jobs] == ["memory", "memory", "counts"]
 
 
@@ -399,9 +403,9 @@ def test_resume_measures_a_cell_with_all_its_arms() -> None:
     plan = expand(study(measure=TIMING), "cuda")
     left = plan.without(
         {
-            ("timing", "tiny/prefill/t8/ctx0/monolithic_eager"),
-            ("timing", "tiny/prefill/t8/ctx0/full"),
-            ("timing", "tiny/prefill/t1/ctx0/full"),
+            ("timing", "tiny/prefill/t8/ctx0/monolithic_eager", 0),
+            ("timing", "tiny/prefill/t8/ctx0/full", 0),
+            ("timing", "tiny/prefill/t1/ctx0/full", 0),
         }
     )
     assert jobs(left) == [("timing", ["prefill/t1/ctx0/monolithic_eager", "prefill/t1/ctx0/full"])]
@@ -409,15 +413,15 @@ def test_resume_measures_a_cell_with_all_its_arms() -> None:
 
 def test_resume_measures_memory_of_a_mode_with_all_its_sizes() -> None:
     """Smaller graphs reuse the pool of larger ones: alone they would weigh something else."""
-    plan = expand(study(mode=("full",), measure=MeasureSpec(counts=False, twin=False)), "cuda")
-    done = {("memory", "tiny/prefill/t8/ctx0/full")}
+    plan = expand(study(mode=("full",), measure=once(counts=False, twin=False)), "cuda")
+    done = {("memory", "tiny/prefill/t8/ctx0/full", 0)}
     assert plan.jobs == plan.without(done).jobs
 
 
 def test_resume_counts_only_what_is_missing() -> None:
     """A step is counted by itself, whatever its cell's other arms do."""
-    plan = expand(study(measure=MeasureSpec(memory=False, twin=False)), "cuda")
-    done = {(kind, key) for kind, key in plan.planned if kind == "timing" or key.endswith("/full")}
+    plan = expand(study(measure=once(memory=False, twin=False)), "cuda")
+    done = {each for each in plan.planned if each[0] == "timing" or each[1].endswith("/full")}
     left = plan.without(done)
     assert jobs(left) == [("counts", ["prefill/t8/ctx0/monolithic_eager", "prefill/t1/ctx0/monolithic_eager"])]
     assert left.buckets == plan.buckets
@@ -426,7 +430,7 @@ def test_resume_counts_only_what_is_missing() -> None:
 def test_resume_compiles_only_what_is_missing() -> None:
     """Compile facts do not depend on each other."""
     plan = expand(study(num_tokens=(8,), mode=("full",), tiles={"sparse_attn": ALTERNATIVES}), "cpu")
-    left = plan.without({("compile", "tiny/prefill/t8/ctx0/full/sparse_attn=n16")})
+    left = plan.without({("compile", "tiny/prefill/t8/ctx0/full/sparse_attn=n16", 0)})
     assert keys(left.jobs[-1].points) == ["prefill/t8/ctx0/full/sparse_attn=n64"]
 
 
@@ -435,6 +439,56 @@ def test_twelve_thousand_points_share_one_job() -> None:
     plan = expand(study(num_tokens=tuple(range(1, 2001)), mode=MODES, measure=TIMING), "cuda")
     assert (len(plan.jobs), len(plan)) == (1, 12_000)
     assert len({point.key for point in plan.jobs[0].points}) == 12_000
+
+
+# Processes
+
+
+def thrice(**measure: Any) -> Study:
+    return study(num_tokens=(1, 8, 5000), context_len=(0, 7), measure=MeasureSpec(processes=3, **measure))
+
+
+def test_every_process_does_all_timing_before_the_next_one() -> None:
+    """What a machine does slowly falls on all jobs alike; memory, counts, compiling and skips are done once."""
+    plan = expand(thrice(), "cuda")
+    order = [(job.kind, job.process, job.points[0].context_len) for job in plan.jobs]
+    assert order == [
+        *(("timing", process, context_len) for process in range(3) for context_len in (0, 7)),
+        *(("memory", 0, context_len) for context_len in (0, 7) for _ in ("monolithic_eager", "full")),
+        *(("counts", 0, context_len) for context_len in (0, 7)),
+    ]
+    assert {job.points for job in plan.jobs[0:6:2]} == {plan.jobs[0].points}
+    assert [skip.process for skip in plan.skips] == [0] * 4
+    tiled = study(tiles={"sparse_attn": ALTERNATIVES}, measure=MeasureSpec(processes=2, memory=False, counts=False))
+    assert [(job.kind, job.process) for job in expand(tiled, "cpu").jobs] == [
+        *(("timing", 0), ("timing", 1), ("compile", 0)),
+    ]
+
+
+def test_each_process_answers_for_every_point() -> None:
+    """The same arms with their twins, so that its rounds can be paired."""
+    plan = expand(thrice(), "cuda")
+    timed = [(key, process) for kind, key, process in plan.planned if kind == "timing" and "t5000" not in key]
+    assert len(plan) == len(plan.planned) == len(set(plan.planned))
+    assert len(timed) == 3 * 2 * 2 * 3
+    assert {key for key, process in timed if process == 0} == {key for key, process in timed if process == 2}
+
+
+def test_resume_goes_on_process_by_process() -> None:
+    """A cell that one process did not finish is measured whole in that process, and stays in the others."""
+    plan = expand(thrice(memory=False, counts=False, twin=False), "cuda")
+    lost = ("timing", "tiny/prefill/t8/ctx7/full", 1)
+
+    (left,) = plan.without(set(plan.planned) - {lost}).jobs
+
+    assert (left.process, keys(left.points)) == (1, ["prefill/t8/ctx7/monolithic_eager", "prefill/t8/ctx7/full"])
+    assert plan.without({each for each in plan.planned if each[2] < 2}).jobs == plan.jobs[4:]
+
+
+def test_other_work_of_a_point_finishes_no_process_of_it() -> None:
+    plan = expand(thrice(twin=False), "cuda")
+    done = {each for each in plan.planned if each[0] != "timing"} | {each for each in plan.planned if each[2] == 0}
+    assert [job.process for job in plan.without(done).jobs] == [1, 1, 2, 2]
 
 
 # Boundaries
@@ -585,7 +639,7 @@ def test_an_inspection_counts_one_size_in_every_way() -> None:
     ]
     assert list(reasons(plan)) == ["prefill/t1/ctx7/breakable@logits"]
     assert {skip.kind for skip in plan.skips} == {"counts"}
-    assert {("counts", point.key) for point in plan.points} == set(plan.planned)
+    assert {("counts", point.key, 0) for point in plan.points} == set(plan.planned)
 
 
 def test_an_inspection_takes_a_size_of_its_own() -> None:

@@ -152,32 +152,39 @@ def test_a_manifest_of_another_schema_is_a_programmers_error(tmp_path):
     """The version in the manifest is the version of the file."""
     manifest = make_manifest().model_copy(update={"schema_version": 99})
 
-    with pytest.raises(ValueError, match="expected 3, got 99"):
+    with pytest.raises(ValueError, match="expected 4, got 99"):
         store.create(tmp_path / "run.mlaprof", manifest)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_append_replaces_the_same_kind_and_key(tmp_path):
+def test_an_append_replaces_the_same_kind_key_and_process(tmp_path):
     """A cell that runs again has one row, in its old place."""
     path = write_run(tmp_path / "run.mlaprof", 1, 2)
     with store.open_for_resume(path) as writer:
         writer.append(make_measurement(1, samples=(5.0,)))
         writer.append(make_measurement(1).model_copy(update={"kind": "memory"}))
+        for process in (1, 1, 0):
+            writer.append(make_measurement(2).model_copy(update={"process": process}))
 
     measurements = store.load(path).measurements
-    assert [(m.kind, m.point.num_tokens) for m in measurements] == [("timing", 1), ("timing", 2), ("memory", 1)]
+    assert [(m.kind, m.point.num_tokens, m.process) for m in measurements] == [
+        *(("timing", 1, 0), ("timing", 2, 0), ("memory", 1, 0), ("timing", 2, 1)),
+    ]
     assert measurements[0].timing is not None
     assert measurements[0].timing.device_s == (5.0,)
 
 
-def test_done_names_every_kind_and_key_but_failures(tmp_path):
+def test_done_names_every_kind_key_and_process_but_failures(tmp_path):
     """Resume asks which are done: what is missing and what failed is measured again."""
     path = write_run(tmp_path / "run.mlaprof", 1)
     with store.open_for_resume(path) as writer:
         writer.append(make_measurement(2, "failed"))
         writer.append(make_measurement(3, "incorrect"))
+        writer.append(make_measurement(3, "failed").model_copy(update={"process": 1}))
+        writer.append(make_measurement(1).model_copy(update={"process": 2}))
 
-    assert {("timing", "tiny/prefill/t1/ctx0/full"), ("timing", "tiny/prefill/t3/ctx0/full")} == store.done(path)
+    one, three = "tiny/prefill/t1/ctx0/full", "tiny/prefill/t3/ctx0/full"
+    assert {("timing", one, 0), ("timing", one, 2), ("timing", three, 0)} == store.done(path)
 
 
 def test_a_run_can_be_read_while_it_is_written(tmp_path):
@@ -401,7 +408,12 @@ def test_a_run_with_changed_bytes_never_ends_in_a_traceback(tmp_path, changes):
         assert "\n" not in str(error)
 
 
-# What schema 1 wrote: a Point without a boundary, a manifest that says 1.
+# What schema 1 wrote: a table and a Measurement without a process, a Point without a boundary, a manifest that says 1.
+FIRST_SCHEMA_TABLE = """
+CREATE TABLE measurement (
+    id INTEGER PRIMARY KEY, kind TEXT NOT NULL, key TEXT NOT NULL, record TEXT NOT NULL, UNIQUE (kind, key)
+);
+"""
 FIRST_SCHEMA_ROW = {
     "point": {"preset": "tiny", "phase": "prefill", "num_tokens": 8, "context_len": 0, "mode": "full", "tiles": []},
     "kind": "memory",
@@ -426,6 +438,7 @@ FIRST_SCHEMA_ROW = {
 def first_schema_run(path: Path) -> Path:
     write_run(path)
     with sqlite3.connect(path) as connection:
+        connection.executescript(f"DROP TABLE measurement; {FIRST_SCHEMA_TABLE}")
         connection.execute("UPDATE manifest SET record = json_set(record, '$.schema_version', 1)")
         row = ("memory", "tiny/prefill/t8/ctx0/full", json.dumps(FIRST_SCHEMA_ROW))
         connection.execute("INSERT INTO measurement (kind, key, record) VALUES (?, ?, ?)", row)
@@ -445,7 +458,8 @@ def test_a_run_of_the_first_schema_is_read_as_it_is(tmp_path):
     assert found.graph is not None
     assert (found.graph.capture_s, found.graph.prepare_s, found.graph.state) == (0.5, None, None)
     assert (found.counts, found.gate, found.dispatch) == (None, None, None)
-    assert store.done(path) == {("memory", found.point.key)}
+    assert found.process == 0
+    assert store.done(path) == {("memory", found.point.key, 0)}
     assert [entry.recorded for entry in store.list_runs(tmp_path)] == [1]
     assert before == contents(tmp_path)
 
@@ -456,7 +470,7 @@ def test_a_run_of_the_first_schema_is_not_gone_on_with(tmp_path, open_):
     path = first_schema_run(tmp_path / "run.mlaprof")
     before = contents(tmp_path)
 
-    with pytest.raises(RunFileError, match=r"schema 1, this one writes 3.*mlaprof show.*new run"):
+    with pytest.raises(RunFileError, match=r"schema 1, this one writes 4.*mlaprof show.*new run"):
         open_(path)
     assert before == contents(tmp_path)
 

@@ -140,6 +140,29 @@ def test_a_sound_worker_measures_every_point_of_every_job_in_order():
     assert len({worker.pid for worker in spawn.workers}) == 2
 
 
+def test_what_fails_in_a_process_is_told_of_that_process():
+    """Failures that the parent makes, too: another process of the same Point stays as it is."""
+    second = make_job(8, 4).model_copy(update={"process": 1})
+
+    kept = run(make_job(8, 4), second, spawn=fake("exit", 4))
+
+    assert [(each.point.num_tokens, each.process, each.outcome.status) for each in kept] == [
+        *((8, 0, "ok"), (4, 0, "failed"), (8, 1, "ok"), (4, 1, "failed")),
+    ]
+
+
+def test_a_measurement_of_another_process_is_no_record_of_this_job():
+    """It would take the place of what that process measured."""
+
+    def first(job: Job) -> Child:
+        return fake("ok")(job.model_copy(update={"process": 0}))
+
+    (kept,) = run(make_job(8).model_copy(update={"process": 1}), spawn=first)
+
+    assert (kept.process, kept.outcome.status) == (1, "failed")
+    assert "expected process 1, got 0" in kept.outcome.reason
+
+
 def test_stages_are_reported_before_their_measurement():
     """A Started of each stage comes before the Measurement, so that progress can be shown."""
     events = list(sweep(Plan(jobs=(make_job(3),), skips=()), spawn=fake("ok"), keep=lambda each: None))

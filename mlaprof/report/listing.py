@@ -11,7 +11,7 @@ from rich.table import Table
 from mlaprof.kernels import tiles
 from mlaprof.machine.checks import Warning_
 from mlaprof.plan import Plan
-from mlaprof.records import Environment, Point
+from mlaprof.records import Environment, Job, Kind, Point
 from mlaprof.report.lines import print_line
 from mlaprof.report.units import megahertz, size
 from mlaprof.shapes import PRESETS
@@ -20,17 +20,31 @@ from mlaprof.study import BOUNDARY_SUMMARY, MODE_SUMMARY, PR_BOUNDARY, kernel_di
 
 
 def print_plan(plan: Plan, console: Console) -> None:
-    """Jobs with what they measure, in run order, then what is skipped and why."""
+    """Jobs with what they measure, in run order, those that do the same in one row, then what is skipped and why."""
     table = _table("job", "kind", "points", "of")
-    for number, job in enumerate(plan.jobs, start=1):
-        for line, described in enumerate(_described(job.points)):
-            head = ("", "", "") if line else (str(number), job.kind, str(len(job.points)))
+    processes: dict[tuple[Kind, tuple[str, ...]], list[Job]] = {}
+    for job in plan.jobs:
+        processes.setdefault((job.kind, tuple(point.key for point in job.points)), []).append(job)
+    for number, jobs in enumerate(processes.values(), start=1):
+        points = jobs[0].points
+        for line, described in enumerate(_described(points)):
+            head = ("", "", "") if line else (str(number), _kind(jobs), str(len(points)))
             table.add_row(*head, described)
     console.print(table)
+    if most := max((len(jobs) for jobs in processes.values() if len(jobs) > 1), default=0):
+        print_line(f"x{most}: {most} fresh processes, one after another, time each cell", console)
     for reason, count in Counter(skip.outcome.reason for skip in plan.skips).items():
         print_line(f"skipped {count}: {reason}", console)
     workers = "1 worker process" if len(plan.jobs) == 1 else f"{len(plan.jobs)} worker processes"
     print_line(f"{len(plan)} measurements in {workers}; nothing was run", console)
+
+
+def _kind(jobs: Sequence[Job]) -> str:
+    """`timing`; `timing x3` of three processes; `timing#2` where the second alone is left."""
+    first = jobs[0]
+    if len(jobs) > 1:
+        return f"{first.kind} x{len(jobs)}"
+    return f"{first.kind}#{first.process + 1}" if first.process else first.kind
 
 
 def _described(points: Iterable[Point]) -> list[str]:

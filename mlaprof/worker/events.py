@@ -25,6 +25,7 @@ def measurement(job: Job, point: Point, outcome: Outcome, **found: object) -> Me
         {
             "point": point,
             "kind": job.kind,
+            "process": job.process,
             "outcome": outcome,
             "emulated": job.device == "cpu",
             "recorded_at": datetime.now(UTC).isoformat(timespec="milliseconds"),

@@ -16,10 +16,11 @@ from mlaprof.store import RunEntry
 Printed = Callable[..., Any]
 
 
-def plan(folder: Path, sweep: str, *more: str, device: str = "cpu", twin: bool = False) -> Plan:
+def plan(folder: Path, sweep: str, *more: str, device: str = "cpu", twin: bool = False, processes: int = 1) -> Plan:
     path = folder / "study.yaml"
     path.write_text("\n".join(["name: study", "preset: tiny", f"sweep: {{{sweep}}}", *more]) + "\n")
-    settings = ["measure.memory=false", "measure.counts=false", f"measure.twin={'true' if twin else 'false'}"]
+    switches = {"memory": False, "counts": False, "twin": twin, "processes": processes}
+    settings = [f"measure.{name}={str(value).lower()}" for name, value in switches.items()]
     return expand(load_study(path, settings=settings), device)  # type: ignore[arg-type]
 
 
@@ -48,6 +49,20 @@ def test_sizes_with_arms_of_their_own_have_lines_of_their_own(tmp_path: Path, pr
     assert total == "3 measurements in 1 worker process; nothing was run"
 
 
+def test_processes_that_do_the_same_are_one_line(tmp_path: Path, printed: Printed) -> None:
+    """What several of them are is told below; what one of them left undone is a job with its number."""
+    whole = plan(tmp_path, "num_tokens: [1, 8], mode: [full, split_eager]", processes=3)
+    _, first, legend, total = lines_of(whole, printed)
+    assert first == "1 timing x3 4 tiny/prefill/ctx0, tokens 8 1: full, split_eager"
+    assert legend == "x3: 3 fresh processes, one after another, time each cell"
+    assert total == "12 measurements in 3 worker processes; nothing was run"
+
+    left = whole.without(set(whole.planned) - {("timing", "tiny/prefill/t8/ctx0/full", 1)})
+    _, first, total = lines_of(left, printed)
+    assert first == "1 timing#2 2 tiny/prefill/ctx0, tokens 8: full, split_eager"
+    assert total == "2 measurements in 1 worker process; nothing was run"
+
+
 def test_tiles_are_told_once_for_the_modes_that_share_them(tmp_path: Path, printed: Printed) -> None:
     """On a GPU beside the defaults; without one as compile jobs of their own."""
     study = ("num_tokens: 8, mode: [full, split_eager]", "tiles: {sparse_attn: [{block_n: 16}, {block_n: 64}]}")
@@ -63,7 +78,7 @@ def test_what_is_left_of_a_product_is_told_arm_by_arm(tmp_path: Path, printed: P
     whole = plan(
         tmp_path, "num_tokens: 8, mode: [full, split_eager]", "tiles: {sparse_attn: [{block_n: 16}, {block_n: 64}]}"
     )
-    left = whole.without({("compile", "tiny/prefill/t8/ctx0/full/sparse_attn=n16")})
+    left = whole.without({("compile", "tiny/prefill/t8/ctx0/full/sparse_attn=n16", 0)})
     rest = "full/sparse_attn=n64, split_eager/sparse_attn=n16, split_eager/sparse_attn=n64"
     assert lines_of(left, printed)[2] == f"2 compile 3 tiny/prefill/ctx0, tokens 8: {rest}"
 
