@@ -14,7 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer
 
 from mlaprof.study import Hold
 
-Stop = Literal["interval", "stalled", "samples", "time"]
+Stop = Literal["interval", "samples", "time"]
 SizeState = Literal["eager", "captured", "replayed", "fell_back", "not_captured"]
 
 

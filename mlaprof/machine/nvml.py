@@ -24,6 +24,8 @@ _EVENT_NAMES = {
     0x080: "HwPowerBrakeSlowdown",
     0x100: "DisplayClockSetting",
 }
+THROTTLE_REASONS = 0x08 | 0x20 | 0x40 | 0x80  # clocks held down against heat or a fault
+POWER_CAP = 0x04  # clocks held down by the power limit
 # nvml.h, nvmlClockType_t and nvmlTemperatureSensors_t
 _CLOCK_SM = 1
 _CLOCK_MEM = 2

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mlaprof.measure.timing import quiet_collector
+from mlaprof.measure.rounds import quiet_collector
 
 NAMESPACE = "mlaprof_dispatch_tax"
 # The argument list of mla_dsa_attn_inplace.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -10,38 +10,34 @@ import torch
 
 from mlaprof.facts import GraphFacts, Timing
 from mlaprof.machine.nvml import Nvml, Reading
-from mlaprof.measure.timing import ArmSamples, Clock, CpuClock, CudaClock, sample_rounds
+from mlaprof.measure.clock import Clock, CpuClock, CudaClock
+from mlaprof.measure.rounds import Limits, Rounds, sample_rounds
 from mlaprof.records import Job, Outcome, Point
 from mlaprof.worker.arms import Arm
 from mlaprof.worker.events import Event, failure, measurement, recover, started
 from mlaprof.worker.gate import Gate, Verdict
+from mlaprof.worker.health import Watch, valid_at
 from mlaprof.worker.prepare import Prepared, graph_facts, prepare
 from mlaprof.worker.rig import Rig, cells
 
-Read = Callable[[], "_Beside"]
 TIME_SHARE = 0.5  # of point_timeout_s may go to the samples of one cell; the parent kills at all of it
+ORDERS_APART = 1_000_003  # between the seeds of two processes, so that their orders have nothing in common
 
 
 @dataclass(frozen=True)
-class _Ready:
+class Proven:
+    """An arm whose time may be taken."""
+
     arm: Arm
     graph: GraphFacts
     verdict: Verdict
     first_call_s: float
 
 
-@dataclass(frozen=True)
-class _Beside:
-    """What belongs beside one sample."""
-
-    reading: Reading | None  # None without NVML
-    filled: bool  # the whole step was queued before the device reached it
-
-
 def timing_job(rig: Rig) -> Iterator[Event]:
     """Capture every arm at every size first, so that all see the same allocator; then prove and sample cell by cell."""
     job = rig.job
-    clock = _clock(job)
+    clock = clock_of(job)
     prepared: dict[str, Prepared] = {}
     for points in cells(job.points):
         for point in points:
@@ -52,17 +48,50 @@ def timing_job(rig: Rig) -> Iterator[Event]:
                 yield failure(job, point, "capture", error)
                 recover(job)
     with Nvml() as nvml:
+        watch = Watch(nvml, nvml.cuda_index() if job.device == "cuda" else None)
         for points in cells(job.points):
             ready = [prepared[point.key] for point in points if point.key in prepared]
-            yield from _cell(rig, ready, clock, _reader(job, nvml, clock))
+            if ready:
+                yield from _cell(rig, ready, clock, watch)
 
 
-def _cell(rig: Rig, prepared: list[Prepared], clock: Clock, reading: Read) -> Iterator[Event]:
-    if not prepared:
-        return
+def _cell(rig: Rig, prepared: list[Prepared], clock: Clock, watch: Watch) -> Iterator[Event]:
     job = rig.job
     gate = Gate(rig, prepared[0].arm.point.num_tokens)
-    ready: list[_Ready] = []
+    ready = yield from prove(rig, gate, prepared, clock)
+    if not ready:
+        return
+    yield started(job, ready[0].arm.point, "measure")
+    try:
+        others = watch.other_processes()
+        rounds = _sample(rig, ready, clock, watch)
+        others = max(others, watch.other_processes())
+        verdicts = [gate.recheck(each.arm, each.verdict) for each in ready]
+    except Exception as error:
+        for lost in ready:
+            yield failure(job, lost.arm.point, "measure", error)
+        recover(job)
+        return
+    for done, verdict in zip(ready, verdicts, strict=True):
+        point = done.arm.point
+        if verdict.wrong:
+            yield incorrect(job, point, verdict, done.graph)
+            continue
+        yield measurement(
+            job,
+            point,
+            Outcome(status="ok"),
+            timing=_timing(job, clock, rounds, done, others),
+            checks=verdict.checks,
+            gate=verdict.facts,
+            graph=done.graph,
+        )
+
+
+def prove(rig: Rig, gate: Gate, prepared: list[Prepared], clock: Clock) -> Generator[Event, None, list[Proven]]:
+    """The arms of one cell that the gate lets through; the others have their Measurement."""
+    job = rig.job
+    ready: list[Proven] = []
     for each in prepared:
         arm, point = each.arm, each.arm.point
         yield started(job, point, "verify")
@@ -75,38 +104,13 @@ def _cell(rig: Rig, prepared: list[Prepared], clock: Clock, reading: Read) -> It
             continue
         facts = graph_facts(each)
         if verdict.wrong:
-            yield _incorrect(job, point, verdict, facts)
+            yield incorrect(job, point, verdict, facts)
             continue
-        ready.append(_Ready(arm, facts, verdict, first_call_s))
-    if not ready:
-        return
-    yield started(job, ready[0].arm.point, "measure")
-    try:
-        samples = _sample(rig, ready, clock, reading)
-        verdicts = [gate.recheck(each.arm, each.verdict) for each in ready]
-    except Exception as error:
-        for lost in ready:
-            yield failure(job, lost.arm.point, "measure", error)
-        recover(job)
-        return
-    for done, verdict in zip(ready, verdicts, strict=True):
-        point = done.arm.point
-        if verdict.wrong:
-            yield _incorrect(job, point, verdict, done.graph)
-            continue
-        timing = _timing(job, clock, samples[point.key], done.first_call_s)
-        yield measurement(
-            job,
-            point,
-            Outcome(status="ok"),
-            timing=timing,
-            checks=verdict.checks,
-            gate=verdict.facts,
-            graph=done.graph,
-        )
+        ready.append(Proven(arm, facts, verdict, first_call_s))
+    return ready
 
 
-def _incorrect(job: Job, point: Point, verdict: Verdict, facts: GraphFacts) -> Event:
+def incorrect(job: Job, point: Point, verdict: Verdict, facts: GraphFacts) -> Event:
     reason = "; ".join(f"{check.name} {check.value:.3g}, limit {check.limit:g}" for check in verdict.wrong)
     outcome = Outcome(status="incorrect", stage="verify", reason=reason)
     return measurement(job, point, outcome, checks=verdict.checks, gate=verdict.facts, graph=facts)
@@ -122,26 +126,34 @@ def _first_call_s(rig: Rig, prepared: Prepared, clock: Clock) -> float:
     return (prepared.prepare_s or 0.0) + perf_counter() - begin_s
 
 
-def _sample(rig: Rig, ready: list[_Ready], clock: Clock, reading: Read) -> dict[str, ArmSamples[_Beside]]:
-    spec = rig.job.measure
-    rig.load(ready[0].arm.point.num_tokens)  # an arm that failed in the gate leaves another batch behind
-    # Padding rows as an engine's buffers hold them, not the gate's NaN.
-    rig.load_hidden(0, max(each.graph.padded_tokens for each in ready))
-    deadline_s = perf_counter() + TIME_SHARE * spec.point_timeout_s
+def _sample(rig: Rig, ready: list[Proven], clock: Clock, watch: Watch) -> Rounds[Reading]:
+    job, spec = rig.job, rig.job.measure
+    rest(rig, ready)
     return sample_rounds(
-        {each.arm.point.key: _step(each.arm) for each in ready},
+        {each.arm.point.key: step_of(each.arm) for each in ready},
         clock,
-        min_samples=spec.min_samples,
-        max_samples=max(spec.min_samples, spec.max_samples),
-        min_time_s=0.0,
-        warmup_s=spec.warmup_s,
-        reading=reading,
-        seed=rig.job.batch.seed,
-        exhausted=lambda: perf_counter() > deadline_s,
+        Limits(
+            min_samples=spec.min_samples,
+            max_samples=max(spec.min_samples, spec.max_samples),
+            ci_half_width=spec.ci_half_width,
+            time_s=min(spec.cell_time_s, TIME_SHARE * spec.point_timeout_s),
+            warmup_s=spec.warmup_s,
+        ),
+        seed=job.batch.seed + ORDERS_APART * job.process,
+        reading=watch.reading,
+        valid=valid_at(spec.min_clock_ratio),
     )
 
 
-def _step(arm: Arm) -> Callable[[], object]:
+def rest(rig: Rig, ready: list[Proven]) -> None:
+    """Put the cell's own batch in place as an engine's buffers hold it: an arm that failed in the gate leaves another
+    behind, and the gate NaN in the padding rows."""
+    rig.load(ready[0].arm.point.num_tokens)
+    rig.load_hidden(0, max(each.graph.padded_tokens for each in ready))
+
+
+def step_of(arm: Arm) -> Callable[[], object]:
+    """The arm's step as a call without arguments."""
     context, run, num_tokens = arm.context, arm.runner.run, arm.point.num_tokens
 
     def step() -> object:
@@ -151,22 +163,32 @@ def _step(arm: Arm) -> Callable[[], object]:
     return step
 
 
-def _timing(job: Job, clock: Clock, samples: ArmSamples[_Beside], first_call_s: float) -> Timing:
-    beside = [each for each in samples.readings if each is not None]
-    readings = [each.reading for each in beside if each.reading is not None]
-    complete = readings if len(readings) == len(samples.device_s) else []
+def _timing(job: Job, clock: Clock, rounds: Rounds[Reading], done: Proven, other_processes: int) -> Timing:
+    found = rounds.arms[done.arm.point.key]
+    readings = [each for each in found.readings if each is not None]
+    complete = readings if len(readings) == len(found.samples) else []
     return Timing(
-        device_s=samples.device_s,
-        submit_s=samples.submit_s,
+        device_s=found.device_s,
+        submit_s=tuple(each.submit_s for each in found.samples),
+        submit_cpu_s=tuple(each.submit_cpu_s for each in found.samples),
+        latency_s=tuple(each.latency_s for each in found.samples),
+        sustained_s=tuple(each.sustained_s for each in found.bursts),
+        warm_device_s=tuple(each.warm_device_s for each in found.bursts),
+        burst_steps=found.burst_steps,
         sm_clock_hz=_series([each.sm_clock_hz for each in complete]),
         power_w=_series([each.power_w for each in complete]),
         temperature_c=_series([each.temperature_c for each in complete]),
         clock_event_reasons=tuple(each.event_reasons or 0 for each in complete),
-        unfilled=sum(not each.filled for each in beside),
+        unfilled=sum(not each.filled for each in found.samples),
+        dropped_rounds=rounds.dropped,
+        cooling_s=rounds.cooling_s,
+        throttled=rounds.throttled,
+        other_processes=other_processes,
+        stop=rounds.stop,
         cache=job.measure.cache,
         clock=clock.name,
         warmup_s=job.measure.warmup_s,
-        first_call_s=first_call_s,
+        first_call_s=done.first_call_s,
     )
 
 
@@ -176,20 +198,9 @@ def _series(values: list[float | None]) -> tuple[float, ...]:
     return known if len(known) == len(values) else ()
 
 
-def _clock(job: Job) -> Clock:
+def clock_of(job: Job) -> Clock:
+    """The clock of the job's device and cache state."""
     cold = job.measure.cache == "cold"
     if job.device == "cuda":
         return CudaClock(cold=cold, l2_bytes=torch.cuda.get_device_properties(0).L2_cache_size)
     return CpuClock(cold=cold)
-
-
-def _reader(job: Job, nvml: Nvml, clock: Clock) -> Read:
-    index = nvml.cuda_index() if job.device == "cuda" else None
-    unfilled = clock.unfilled
-
-    def read() -> _Beside:
-        nonlocal unfilled
-        filled, unfilled = clock.unfilled == unfilled, clock.unfilled
-        return _Beside(None if index is None else nvml.reading(index), filled)
-
-    return read

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from mlaprof.measure import timing
+from mlaprof.measure import clock
 
 CYCLES_PER_S = 2e9
 
@@ -20,11 +20,17 @@ class VirtualGpu:
         self.idle_at_s = 100.0  # when the device will have done all that is queued
         self.spins_s: list[float] = []
         self.cycles_per_s = CYCLES_PER_S
+        self.stalled_s = 0.0  # that the host's thread was on no CPU
 
     def launch(self, device_s: float, submit_s: float = 0.0) -> None:
         """One kernel: the host spends submit_s on the launch, then it runs when the device is free."""
         self.host_s += submit_s
         self.idle_at_s = max(self.idle_at_s, self.host_s) + device_s
+
+    def stall(self, seconds: float) -> None:
+        """The host's thread gives its CPU away."""
+        self.host_s += seconds
+        self.stalled_s += seconds
 
     def sleep(self, cycles: int) -> None:
         self.spins_s.append(cycles / self.cycles_per_s)
@@ -69,6 +75,7 @@ class Event:
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[VirtualGpu]:
     device = VirtualGpu()
     cuda = SimpleNamespace(Event=device.event, _sleep=device.sleep, synchronize=device.synchronize)
-    monkeypatch.setattr(timing.torch, "cuda", cuda)
-    monkeypatch.setattr(timing, "perf_counter_ns", lambda: round(device.host_s * 1e9))
+    monkeypatch.setattr(clock.torch, "cuda", cuda)
+    monkeypatch.setattr(clock, "perf_counter_ns", lambda: round(device.host_s * 1e9))
+    monkeypatch.setattr(clock, "thread_time_ns", lambda: round((device.host_s - device.stalled_s) * 1e9))
     yield device

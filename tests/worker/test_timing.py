@@ -33,7 +33,8 @@ def sound(found: Measurement) -> None:
     """Timed, labelled as emulated, and proven."""
     assert (found.outcome.status, found.outcome.reason, found.emulated) == ("ok", "", True)
     assert found.timing is not None and found.graph is not None
-    assert len(found.timing.device_s) == len(found.timing.submit_s) >= 30
+    assert len(found.timing.device_s) == len(found.timing.submit_s) == len(found.timing.latency_s) >= 20
+    assert len(found.timing.sustained_s) == len(found.timing.warm_device_s) >= 2 and found.timing.burst_steps >= 3
     assert min(found.timing.device_s) > 0 and found.timing.first_call_s > 0
     assert (found.timing.clock, found.timing.cache, found.timing.sm_clock_hz) == ("perf_counter", "warm", ())
     assert found.checks and all(check.passed for check in found.checks)

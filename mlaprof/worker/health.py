@@ -1,0 +1,42 @@
+"""What NVML says beside the samples: whether a round counts, and who else is on the GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from statistics import median
+
+from mlaprof.machine.nvml import THROTTLE_REASONS, Nvml, Reading
+
+
+class Watch:
+    """Reads the GPU that the worker uses; on a machine without NVML, and on a CPU, every reading is None.
+
+    index  NVML's of that GPU, or None
+    """
+
+    def __init__(self, nvml: Nvml, index: int | None) -> None:
+        self._nvml = nvml
+        self._index = index
+
+    def reading(self) -> Reading | None:
+        return None if self._index is None else self._nvml.reading(self._index)
+
+    def other_processes(self) -> int:
+        """Processes with a context on the GPU beside this one, which NVML may list under another namespace's number."""
+        return 0 if self._index is None else max(0, len(self._nvml.compute_pids(self._index)) - 1)
+
+
+def valid_at(min_clock_ratio: float) -> Callable[[Sequence[Reading | None], Sequence[Reading | None]], bool]:
+    """The rule for `sample_rounds`: a round is void where the GPU held its clock down against heat or a fault in any
+    arm, or where an arm's SM clock is below this share of the warm chip's. A power cap voids nothing: it is a regime.
+    """
+
+    def valid(warm: Sequence[Reading | None], found: Sequence[Reading | None]) -> bool:
+        readings = [each for each in found if each is not None]
+        if any((each.event_reasons or 0) & THROTTLE_REASONS for each in readings):
+            return False
+        usual = [each.sm_clock_hz for each in warm if each is not None and each.sm_clock_hz]
+        clocks = [each.sm_clock_hz for each in readings if each.sm_clock_hz]
+        return not usual or not clocks or min(clocks) >= min_clock_ratio * median(usual)
+
+    return valid
