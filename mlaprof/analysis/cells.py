@@ -25,6 +25,8 @@ FindingKind = Literal[
     "partial",
     "incomplete",
     "throttled",
+    "power_capped",
+    "shared_gpu",
     "noisy",
     "self_synchronising",
     "host_bound",
@@ -164,6 +166,13 @@ class Cell:
         if self.emulated or not self.device_s or not self.submit_s or self.device_s.median <= 0:
             return None
         return None if self.self_synchronising else self.submit_s.median / self.device_s.median
+
+    @property
+    def margin_s(self) -> float | None:
+        """device_s - submit_s of the medians: by so much the device may get faster before the host is the limit."""
+        if self.emulated or self.self_synchronising or not self.device_s or not self.submit_s:
+            return None
+        return self.device_s.median - self.submit_s.median
 
     @property
     def bound(self) -> Bound | None:
