@@ -1,6 +1,7 @@
-"""What one step asks of the driver: launches, graph launches, synchronisations, copies, allocations. Never times.
+"""What one step asks of the driver: launches, graph launches, synchronisations, copies, allocations.
 
-The numbers come from a pass of its own, because a profiler slows what it watches; no timed sample is taken in it.
+The numbers come from a pass of its own, because a profiler slows what it watches; no timed sample is taken in it. The
+one time told of it is what synchronising calls waited, which no other clock can tell from work.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ import re
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from statistics import median
 from typing import Any, Protocol
 
 import torch
@@ -40,6 +42,7 @@ class Counts:
     h2d_copies: int = 0
     allocations: int = 0  # blocks asked of torch's allocator
     driver_allocations: int = 0  # device or pinned memory asked of the driver
+    sync_wait_s: float | None = None  # host time inside synchronising calls, the median step; None where not seen
 
 
 def complete(counts: Counts, graph_kernels: int) -> bool:
@@ -73,6 +76,7 @@ HOST_CALLS = {
     "event_syncs": re.compile(r"cu(da)?EventSynchronize"),
     "driver_allocations": re.compile(r"cuda(Malloc|HostAlloc)|cuMem(Create|Alloc|HostAlloc)"),
 }
+SYNCS = ("stream_syncs", "device_syncs", "event_syncs")
 ALLOCATOR = {"allocations": "allocation.all.allocated", "driver_allocations": "num_device_alloc"}
 
 
@@ -123,7 +127,7 @@ class CudaCounter:
             for field, number in numbers.items():
                 # Both see cudaMalloc; only torch sees its own calls of the driver, only CUPTI other libraries.
                 tally[field] = max(tally[field], number)
-        return _worst(tallies)
+        return replace(_worst(tallies), sync_wait_s=median(sync_waits_s(activities)))
 
 
 def _profiler() -> profile:
@@ -162,7 +166,7 @@ def tally_steps(activities: Iterable[Activity]) -> list[Tally]:
     correlation, however late it ran; where the profiler kept no such call, to the last step begun before it ran.
     """
     known = list(activities)
-    marks = sorted((each for each in known if each.name == MARK), key=lambda mark: mark.start_ns)
+    marks = _marks(known)
     begins = [mark.start_ns for mark in marks]
     step_of: dict[int, int | None] = {}  # correlation -> step; None is outside all marks
     asked: list[set[tuple[str, int]]] = [set() for _ in marks]
@@ -184,6 +188,25 @@ def tally_steps(activities: Iterable[Activity]) -> list[Tally]:
         if owner is not None and owner >= 0:
             tallies[owner][_kind(work.name)] += 1
     return tallies
+
+
+def sync_waits_s(activities: Collection[Activity]) -> list[float]:
+    """Host seconds inside synchronising calls of each marked step, in order of time."""
+    marks = _marks(activities)
+    waits: list[dict[int, float]] = [{} for _ in marks]
+    for call in activities:
+        if call.on_device or not any(HOST_CALLS[field].match(call.name) for field in SYNCS):
+            continue
+        for mark, found in zip(marks, waits, strict=True):
+            if mark.start_ns <= call.start_ns <= mark.end_ns:
+                # A call of the driver that one of the runtime makes has the same correlation, and lies within it.
+                wait_s = (call.end_ns - call.start_ns) * 1e-9
+                found[call.correlation] = max(wait_s, found.get(call.correlation, 0.0))
+    return [sum(found.values()) for found in waits]
+
+
+def _marks(activities: Iterable[Activity]) -> list[Activity]:
+    return sorted((each for each in activities if each.name == MARK), key=lambda mark: mark.start_ns)
 
 
 def _kind(device_work: str) -> str:
@@ -311,7 +334,7 @@ def _check(steps: int) -> None:
 
 
 def _worst(tallies: Sequence[Tally]) -> Counts:
-    numbers = [field.name for field in fields(Counts) if field.name not in ("steps", "steady")]
+    numbers = [field.name for field in fields(Counts) if field.name not in ("steps", "steady", "sync_wait_s")]
     return Counts(
         steps=len(tallies),
         steady=all(tally == tallies[0] for tally in tallies),

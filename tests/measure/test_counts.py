@@ -10,7 +10,16 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils._python_dispatch import _disable_current_modes
 
 from mlaprof.measure import counts as counts_module
-from mlaprof.measure.counts import MARK, Activity, Counts, CpuCounter, CudaCounter, complete, tally_steps
+from mlaprof.measure.counts import (
+    MARK,
+    Activity,
+    Counts,
+    CpuCounter,
+    CudaCounter,
+    complete,
+    sync_waits_s,
+    tally_steps,
+)
 
 # The account
 
@@ -198,6 +207,22 @@ def test_a_profiler_that_saw_nothing_is_an_error_not_a_step_of_nothing():
             counts_module._check_seen(blind)
 
 
+def test_the_wait_of_a_step_is_the_time_inside_its_synchronising_calls():
+    """A blocking copy and the driver's call inside it are one wait; launches, and calls between steps, are none."""
+    waits = sync_waits_s(
+        [
+            mark(0, 100_000),
+            Activity("cudaLaunchKernel", False, 1, 1_000, 9_000),
+            Activity("cudaMemcpy", False, 2, 10_000, 40_000),
+            Activity("cuStreamSynchronize", False, 2, 12_000, 39_000),
+            Activity("cudaEventSynchronize", False, 3, 50_000, 60_000),
+            Activity("cudaDeviceSynchronize", False, 4, 150_000, 190_000),
+            mark(200_000, 300_000),
+        ]
+    )
+    assert waits == pytest.approx([40e-6, 0.0])
+
+
 # Emulated
 
 
@@ -382,19 +407,26 @@ def test_a_real_step_is_counted_without_our_own_synchronisations():
     x = torch.zeros(257, device="cuda")
     for _ in range(2):
         counts = CudaCounter().count_steps(lambda: five_kernels(x))
-        assert counts == Counts(steps=3, steady=True, kernels=5, kernel_launches=5)
+        assert counts == Counts(steps=3, steady=True, kernels=5, kernel_launches=5, sync_wait_s=0.0)
         assert complete(counts, 0)
 
 
 @pytest.mark.gpu
 def test_a_real_read_is_one_synchronisation_and_one_copy():
+    """And the host waits for what was queued before it: a spin of 2e6 cycles is a millisecond or so."""
     x = torch.zeros(257, device="cuda")
 
     def step() -> None:
         five_kernels(x)
         x[3].item()
 
+    def slow_step() -> None:
+        torch.cuda._sleep(2_000_000)
+        step()
+
     counts = CudaCounter().count_steps(step)
+    waited_s = CudaCounter().count_steps(slow_step).sync_wait_s
+    assert waited_s is not None and counts.sync_wait_s is not None and waited_s > 0.5e-3 > counts.sync_wait_s > 0
     assert (counts.stream_syncs, counts.d2h_copies, counts.kernels) == (1, 1, 5)
     assert (counts.device_syncs, counts.event_syncs, counts.h2d_copies) == (0, 0, 0)
     assert counts.steady
@@ -412,7 +444,9 @@ def test_real_synchronisations_and_copies_are_told_apart():
         torch.cuda.synchronize()
 
     counts = CudaCounter().count_steps(step, steps=2)
-    assert counts == Counts(steps=2, steady=True, event_syncs=1, device_syncs=1, h2d_copies=1)
+    assert counts.sync_wait_s is not None and counts.sync_wait_s > 0
+    waited = {"sync_wait_s": counts.sync_wait_s}
+    assert counts == Counts(steps=2, steady=True, event_syncs=1, device_syncs=1, h2d_copies=1, **waited)
 
 
 @pytest.mark.gpu
@@ -447,7 +481,7 @@ def test_a_real_graph_is_one_launch_and_its_kernels_close_the_account():
         graph.replay()
 
     counts = CudaCounter().count_steps(step)
-    assert counts == Counts(steps=3, steady=True, kernels=11, kernel_launches=5, graph_launches=2)
+    assert counts == Counts(steps=3, steady=True, kernels=11, kernel_launches=5, graph_launches=2, sync_wait_s=0.0)
     assert complete(counts, graph_kernels=2 * 3)
     assert not complete(counts, graph_kernels=3)
     assert not complete(replace(counts, kernels=5), graph_kernels=2 * 3)
