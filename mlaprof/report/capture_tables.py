@@ -13,7 +13,7 @@ from mlaprof.analysis.stats import Estimate
 from mlaprof.facts import Ledger
 from mlaprof.report.cells_table import ratio_text
 from mlaprof.report.columns import Column
-from mlaprof.report.units import Unit, plus_minus, significant, time_unit
+from mlaprof.report.units import Unit, plus_minus, signed, significant, time_unit
 
 BREAKABLE_TITLE = "Breakable beside split_piecewise"
 BOUNDARY_TITLE = "What it changes to move the boundary of the captured part; numbers are after minus before"
@@ -52,7 +52,7 @@ def boundary_columns(
     times = time_unit(abs(each) for row in rows for each in (row.device_change_s, row.submit_change_s) if each)
 
     def seconds(values: Sequence[float | None]) -> list[str]:
-        return ["" if value is None else _signed(value, times) for value in values]
+        return ["" if value is None else signed(value, times) for value in values]
 
     def number(value: int | None) -> str:
         return "" if value is None else f"{value:+d}" if value else "0"
@@ -69,7 +69,7 @@ def boundary_columns(
         Column(f"submit {times.name}", 5, seconds([each.submit_change_s for each in rows])),
         Column("eager kernels", 2, [number(each.eager_kernels) for each in rows]),
         Column("graph nodes", 7, [number(each.graph_nodes) for each in rows]),
-        Column("pool MiB", 3, ["" if each.pool_bytes is None else _signed(each.pool_bytes, MIB) for each in rows]),
+        Column("pool MiB", 3, ["" if each.pool_bytes is None else signed(each.pool_bytes, MIB) for each in rows]),
     ]
 
 
@@ -120,10 +120,6 @@ def _ratio(speedup: Estimate | None, floor: Floor | None = None) -> Text | str:
 
 def _interval(speedup: Estimate | None, sign: str) -> str:
     return plus_minus(speedup, sign) if speedup else ""
-
-
-def _signed(value: float, unit: Unit) -> str:
-    return f"{'+' if value > 0 else ''}{unit.text(value)}" if value else "0"
 
 
 def _mib(value: int | None) -> str:

@@ -11,10 +11,10 @@ from mlaprof.analysis.cells import Cell, Floor
 from mlaprof.analysis.groups import Group
 from mlaprof.analysis.ratios import BoundaryPrice, ModeMean, PiecewiseVsBreakable
 from mlaprof.analysis.stats import Estimate
-from mlaprof.report import sentences
+from mlaprof.report.clocks_table import bound_text
 from mlaprof.report.columns import Column
 from mlaprof.report.style import STATUS
-from mlaprof.report.units import faster, plus_minus, significant, size_unit, time_unit
+from mlaprof.report.units import faster, plus_minus, share, significant, size_unit, time_unit
 from mlaprof.study import BASELINE
 
 DRIVER_TITLE = "What a step asks of the driver, at the largest size"
@@ -70,7 +70,7 @@ def cell_columns(
             [*(_speedup(cell, floor) for cell in rows), *(ratio_text(mean.speedup, floor) for mean in means)],
         ),
         Column(f"submit {times.name}", 4, medians(cell.submit_s for cell in rows)),
-        Column("bound", 2, of_cells(_bound), right=False),
+        Column("bound", 2, of_cells(bound_text), right=False),
         Column("eager kernels", 5, counted(lambda cell: cell.counts.kernel_launches if cell.counts else None)),
         Column("syncs", 6, counted(lambda cell: cell.counts.syncs if cell.counts else None)),
         Column("d2h", 9, counted(lambda cell: cell.counts.d2h_copies if cell.counts else None)),
@@ -125,11 +125,6 @@ def legend(group: Group, floor: Floor | None) -> str:
     return f"~ the interval of the speed-up includes 1.0{beyond}"
 
 
-def share(value: float | None) -> str:
-    """`97.2%`, rounded down: 100.0% is all of it."""
-    return "" if value is None else f"{math.floor(1000 * value) / 10:.1f}%"
-
-
 def _bounded(value: int | None, cell: Cell, least: str) -> str:
     if value is None:
         return ""
@@ -138,7 +133,8 @@ def _bounded(value: int | None, cell: Cell, least: str) -> str:
 
 def _status(cell: Cell, ascii_only: bool) -> Text:
     look = STATUS[cell.outcome]
-    return Text(f"{look.text(ascii_only)}{', fell back' if cell.fell_back else ''}", style=look.colour)
+    text = Text(f"{look.text(ascii_only)}{', fell back' if cell.fell_back else ''}", style=look.colour)
+    return text.append(", throttled", style="yellow") if cell.throttled else text
 
 
 def _break_even(cell: Cell) -> str:
@@ -165,7 +161,3 @@ def _speedup(cell: Cell, floor: Floor | None) -> Text | str:
     if cell.mode == BASELINE and not cell.tiles and cell.speedup:
         return Text("baseline", style="bright_black")
     return ratio_text(cell.speedup, floor) if cell.speedup else ""
-
-
-def _bound(cell: Cell) -> Text:
-    return Text(sentences.bound(cell), style="yellow" if cell.bound == "host" else "")

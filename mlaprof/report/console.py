@@ -20,6 +20,7 @@ from mlaprof.report.capture_tables import (
     ledger_columns,
 )
 from mlaprof.report.cells_table import DRIVER_TITLE, cell_columns, driver_columns, legend
+from mlaprof.report.clocks_table import SHOWN_SIZES, clocks_columns, clocks_remarks, clocks_title, in_service, spread
 from mlaprof.report.columns import Column, print_columns
 from mlaprof.report.lines import print_wrapped, styled
 from mlaprof.report.style import STATUS
@@ -33,7 +34,9 @@ def print_summary(summary: Summary, console: Console) -> None:
     _print_resources(summary, console)
     _print_trouble(summary, console)
     for found in summary.findings:
-        print_wrapped(f"warning: {sentences.finding(found, summary)}", console, "yellow")
+        heading = sentences.heading(found)
+        colour = "yellow" if heading == "warning" else "bright_black"
+        print_wrapped(f"{heading}: {sentences.finding(found, summary)}", console, colour)
 
 
 def _print_group(summary: Summary, group: Group, console: Console) -> None:
@@ -52,10 +55,25 @@ def _print_group(summary: Summary, group: Group, console: Console) -> None:
             print_wrapped(remark, console, "bright_black")
         if any(column.title == "eager kernels" for column in dropped):
             _print_titled(DRIVER_TITLE, driver_columns(rows, ascii_only=console.options.ascii_only), console)
+        _print_clocks(rows, console)
         if not group.ledgers and any(column.title.startswith("pool") for column in dropped):
             _print_memory(rows, console)
         _print_capture(group, summary.floor, console)
     console.print()
+
+
+def _print_clocks(rows: Sequence[Cell], console: Console) -> None:
+    """Of many sizes a few: the table is for the shape of it, `--format md` for each number."""
+    served = in_service(rows)
+    sizes = spread(served, SHOWN_SIZES)
+    shown = [cell for cell in served if cell.num_tokens in sizes]
+    if not shown:
+        return
+    _print_titled(clocks_title(shown), clocks_columns(shown), console)
+    for remark in clocks_remarks(shown):
+        print_wrapped(remark, console, "bright_black")
+    if len(shown) < len(served):
+        print_wrapped("the sizes between these: --format md", console, "bright_black")
 
 
 def _print_capture(group: Group, floor: Floor | None, console: Console) -> None:

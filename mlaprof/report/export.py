@@ -23,6 +23,7 @@ from mlaprof.report.capture_tables import (
     ledger_columns,
 )
 from mlaprof.report.cells_table import cell_columns, legend
+from mlaprof.report.clocks_table import clocks_columns, clocks_remarks, clocks_title
 from mlaprof.report.columns import markdown
 from mlaprof.report.objects import CSV_HEADER, cell_object, flat, ledger_object
 from mlaprof.report.style import STATUS
@@ -90,7 +91,7 @@ def to_markdown(summary: Summary) -> str:
     parts += [part for group in groups(summary) for part in _section(summary, group)]
     for outcome, sentence in sentences.troubles(summary):
         parts.append("- " + " ".join((f"{STATUS[outcome].word} " if outcome else "").split() + sentence.split()))
-    parts += [f"- **warning:** {sentences.finding(found, summary)}" for found in summary.findings]
+    parts += [f"- **{sentences.heading(each)}:** {sentences.finding(each, summary)}" for each in summary.findings]
     return "\n\n".join(parts) + "\n"
 
 
@@ -102,6 +103,7 @@ def _section(summary: Summary, group: Group) -> Iterator[str]:
     if remark := legend(group, summary.floor):
         yield remark
     for title, columns, remarks in (
+        (clocks_title(group.cells), clocks_columns(group.cells, every_row=True), clocks_remarks(group.cells)),
         (BREAKABLE_TITLE, breakable_columns(group, floor=summary.floor), ()),
         (
             BOUNDARY_TITLE,

@@ -10,7 +10,10 @@ from mlaprof.analysis.stats import Estimate
 from mlaprof.facts import Ledger, Record, SizeFacts
 from mlaprof.study import BOUNDED_MODES
 
-ESTIMATES = ("device_s", "submit_s", "speedup", "submit_speedup", "tiles_speedup")
+CLOCKS = ("device_s", "submit_s", "latency_s", "sustained_s", "warm_device_s")
+ESTIMATES = (*CLOCKS, "speedup", "submit_speedup", "tiles_speedup")
+BUDGET = ("busy_s", "launch_gap_s", "host_stall_s", "sync_wait_s")
+HARDSHIPS = ("power_capped", "dropped_rounds", "other_processes")  # of the rounds; of no error
 MEMORY = (
     "weights_bytes",
     "caches_bytes",
@@ -68,7 +71,10 @@ def cell_object(cell: Cell) -> dict[str, Any]:
         "notes": list(cell.notes),
         "emulated": cell.emulated,
         **{name: _estimate(getattr(cell, name)) for name in ESTIMATES},
+        "margin_s": cell.margin_s,
         "bound": cell.bound,
+        "budget": asdict(cell.budget) if cell.budget else None,
+        "processes": cell.processes,
         "unfilled": cell.unfilled,
         "cache": cell.cache,
         "clock": cell.clock,
@@ -101,6 +107,7 @@ def cell_object(cell: Cell) -> dict[str, Any]:
         "temperature_c": cell.temperature_c,
         "clock_events": list(cell.clock_events),
         "throttled": cell.throttled,
+        **{name: getattr(cell, name) for name in HARDSHIPS},
     }
 
 
@@ -114,6 +121,8 @@ def flat(cell: Cell) -> dict[str, Any]:
         estimate: Estimate | None = getattr(cell, name)
         for part in ("median", "ci_low", "ci_high", "n"):
             row[f"{name}_{part}"] = getattr(estimate, part) if estimate else None
+    for name in BUDGET:
+        row[f"budget_{name}"] = getattr(cell.budget, name) if cell.budget else None
     for name in MEMORY:
         row[name] = getattr(cell.memory, name) if cell.memory else None
     own = _own_size(cell)
@@ -132,7 +141,9 @@ _PLAIN = (
     *("outcome", "stage", "reason", "notes"),
     *(
         "emulated",
+        "margin_s",
         "bound",
+        "processes",
         "unfilled",
         "cache",
         "clock",
@@ -143,6 +154,7 @@ _PLAIN = (
         "clock_events",
     ),
     "throttled",
+    *HARDSHIPS,
     *GRAPH,
     *COUNTS,
     *("coverage", "break_even_replays", "break_even_over"),
@@ -151,6 +163,7 @@ CSV_HEADER: tuple[str, ...] = (
     *_PLAIN,
     "checks_passed",
     *(f"{name}_{part}" for name in ESTIMATES for part in ("median", "ci_low", "ci_high", "n")),
+    *(f"budget_{name}" for name in BUDGET),
     *MEMORY,
     *(f"ledger_{name}" for name in LEDGER),
     *(f"size_{name}" for name in SIZE),

@@ -12,7 +12,7 @@ from rich.table import Column as TableColumn
 from rich.text import Text
 
 from mlaprof.facts import KernelResources
-from mlaprof.records import Measurement, Started
+from mlaprof.records import Measurement, Started, work
 from mlaprof.report.style import STATUS
 from mlaprof.report.units import seconds, size
 
@@ -93,10 +93,11 @@ def _bar(bar: Progress, task: TaskID) -> Show:
 
 
 def finished_line(measurement: Measurement, *, ascii_only: bool = False) -> Text:
-    """`✓ ok timing v3.2/prefill/t64/ctx0/full 123.4 us`."""
+    """`✓ ok timing v3.2/prefill/t64/ctx0/full 123.4 us`; of the second process that does the same `timing#2`."""
     look = STATUS[measurement.outcome.status]
     line = Text(look.text(ascii_only), style=look.colour)
-    line.append(f" {measurement.kind} {measurement.point.key} ", style="default")
+    done = work(measurement.kind, measurement.point.key, measurement.process)
+    line.append(f" {done} ", style="default")
     return line.append(_result(measurement), style="default")
 
 

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from mlaprof.analysis.cells import NOISY_HALF_WIDTH, Cell, CellStatus, Finding, Summary
+from mlaprof.analysis.cells import NOISY_HALF_WIDTH, Cell, CellStatus, Finding, FindingKind, Summary
 from mlaprof.analysis.ratios import BoundaryPrice
 from mlaprof.facts import Ledger
 from mlaprof.report.lines import keys_by_reason
 from mlaprof.report.style import STATUS
-from mlaprof.report.units import size, times
+from mlaprof.report.units import seconds, size, times
 
 RESIDUAL_LIMIT_BYTES = 4 * 2**20  # two granules of the driver; beyond it the ledger misses something
+
+REMARKS: tuple[FindingKind, ...] = ("power_capped",)  # to know, no more: nothing went wrong
 
 _WITHIN_BUDGET = {  # limit -> what to do about its breach
     "syncs": 'find each with torch.cuda.set_sync_debug_mode("error")',
     "d2h": "find what the host reads (.item(), .tolist(), .cpu())",
     "eager_launches": "see which kernels are outside the graphs with `mlaprof graph CONFIG`",
 }
+
+
+def heading(found: Finding) -> str:
+    """`warning`, or `note` before what is no ground to doubt a number."""
+    return "note" if found.kind in REMARKS else "warning"
 
 
 def finding(found: Finding, summary: Summary) -> str:
@@ -49,7 +56,7 @@ def finding(found: Finding, summary: Summary) -> str:
         case "not_captured":
             return _not_captured(found, summary)
         case "fell_back":
-            largest = max(cell.num_tokens for cell in summary.cells if cell.key in found.keys)
+            largest = max(cell.num_tokens for cell in _cells(found, summary))
             return (
                 f"{cells} fell back to eager, as no captured size reaches so many tokens: the mode's times there are "
                 f"eager ones. Add a size of {largest} or more to capture.sizes, within capture.max_num_tokens, and "
@@ -65,34 +72,77 @@ def finding(found: Finding, summary: Summary) -> str:
         case "noisy":
             limit = f"{NOISY_HALF_WIDTH:.0%}"
             return (
-                f"{cells} with a confidence interval beyond ±{limit} of the median. "
-                "Quiet the machine or raise measure.cell_time_s and measure.max_samples, and sweep again."
+                f"{cells} with a confidence interval beyond ±{limit} of the median, though measure.ci_half_width asks "
+                "for less. Quiet the machine, or let a cell take longer (--rigorous, or measure.cell_time_s and "
+                "measure.max_samples), and sweep again."
             )
         case "throttled":
-            cells_by_key = {cell.key: cell for cell in summary.cells}
-            names = sorted({name for key in found.keys for name in cells_by_key[key].clock_events})
-            return f"{cells} ran while the GPU slowed its clock ({', '.join(names)}). See `mlaprof doctor`."
+            names = sorted({name for cell in _cells(found, summary) for name in cell.clock_events})
+            why = f" ({', '.join(names)})" if names else ""
+            return (
+                f"{cells} timed while the GPU held its clocks down{why}: the times are those of a slowed GPU, and "
+                "`mlaprof compare` gives no verdict on them. See `mlaprof doctor`, let the GPU cool, and sweep again."
+            )
+        case "power_capped":
+            most = max(cell.power_capped for cell in _cells(found, summary))
+            return (
+                f"{cells} under the GPU's power cap in up to {most:.0%} of the rounds. That is a regime, no error: "
+                "compare them with runs under the same power limit alone."
+            )
+        case "shared_gpu":
+            most = max(cell.other_processes for cell in _cells(found, summary))
+            others = "another process" if most == 1 else f"up to {most} other processes"
+            return (
+                f"{cells} timed beside {others} on the same GPU: the times hold what those took. "
+                "Stop them (`nvidia-smi` names them), and sweep again without --shared-gpu."
+            )
         case "self_synchronising":
             return (
                 f"{cells} with a step that waits for the device itself: its device time holds launch gaps, its submit "
                 "time waits. Find the synchronisation with torch.cuda.set_sync_debug_mode, and sweep again."
             )
         case "host_bound":
-            ratios = {cell.key: cell.submit_ratio for cell in summary.cells if cell.submit_ratio}
-            worst = max(found.keys, key=lambda key: ratios[key])
-            are = "is" if n == 1 else "are"
-            return (
-                f"{cells} {are} host-bound: to submit a step takes the host up to {times(ratios[worst])} its device "
-                f"time ({worst}). In service the step takes at least its submit time there, so a speed-up of device "
-                "time is not what service sees. Read the speed-up of submit time beside it (`mlaprof plot RUN`, "
-                "`submit_speedup` in JSON), and capture more of the step to submit it faster."
-            )
+            return _host_bound(found, summary)
         case "emulated":
             return (
                 "Capture was emulated on the CPU: correctness carries over to a GPU, times do not, and what is counted "
                 "as a kernel is an operator. "
                 "Run the same sweep with --device cuda for numbers."
             )
+
+
+def _cells(found: Finding, summary: Summary) -> list[Cell]:
+    keys = set(found.keys)
+    return [cell for cell in summary.cells if cell.key in keys]
+
+
+def _host_bound(found: Finding, summary: Summary) -> str:
+    """The worst cell with its times in service, or with its submit time in runs of before service was timed."""
+    cells = _cells(found, summary)
+    worst = max(cells, key=lambda cell: _host_factor(cell) or 0.0)
+    factor = times(_host_factor(worst) or 0.0)
+    are = "1 cell is" if len(cells) == 1 else f"{len(cells)} cells are"
+    if worst.sustained_s and worst.warm_device_s:
+        taken, needed = seconds(worst.sustained_s.median), seconds(worst.warm_device_s.median)
+        return (
+            f"{are} host-bound: step behind step, as in service, one takes up to {factor} what the device works on it "
+            f"({taken} where {needed} are work, {worst.key}), so a speed-up of device time is not what service sees. "
+            "Read the sustained time beside it (`sustained_s` in JSON), and capture more of the step to submit it "
+            "faster."
+        )
+    return (
+        f"{are} host-bound: to submit a step takes the host up to {factor} its device time ({worst.key}). In service "
+        "the step takes at least its submit time there, so a speed-up of device time is not what service sees. Read "
+        "the speed-up of submit time beside it (`mlaprof plot RUN`, `submit_speedup` in JSON), and capture more of "
+        "the step to submit it faster."
+    )
+
+
+def _host_factor(cell: Cell) -> float | None:
+    """By what a step in service exceeds the device's work on it; where that was not timed, submit over device time."""
+    if cell.sustained_s and cell.warm_device_s and cell.warm_device_s.median > 0:
+        return cell.sustained_s.median / cell.warm_device_s.median
+    return cell.submit_ratio
 
 
 def _over_budget(found: Finding, summary: Summary) -> str:
@@ -108,7 +158,7 @@ def _over_budget(found: Finding, summary: Summary) -> str:
 
 def _irreproducible(found: Finding, summary: Summary) -> str:
     """The baselines whose twin ended another way, by how it ended."""
-    cells = [cell for cell in summary.cells if cell.key in found.keys]
+    cells = _cells(found, summary)
     told = keys_by_reason((cell.twin_trouble, cell.key) for cell in cells)
     baselines = "1 baseline is" if len(cells) == 1 else f"{len(cells)} baselines are"
     return (
@@ -170,21 +220,43 @@ def _reason(cell: Cell) -> str:
 
 
 def conditions(summary: Summary, cells: Sequence[Cell]) -> str:
-    """`cold L2, median of n=50, 95% CI, A/A floor 0.5% (n=14)` for the timed of `cells`; the floor is the run's."""
+    """`cold L2, median of n=60 (3 processes), 95% CI, A/A floor 0.5% (n=14), 0.3% between processes` for the timed of
+    `cells`; the floor is the run's. Behind it the share of rounds under the power cap, where there are any.
+    """
     timed = [cell for cell in cells if cell.device_s]
     if not timed:
         return "nothing timed"
-    counts = sorted({cell.device_s.n for cell in timed if cell.device_s})
-    n = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    n = _range([cell.device_s.n for cell in timed if cell.device_s])
+    processes = [cell.processes for cell in timed]
+    fresh = f" ({_range(processes)} processes)" if max(processes) > 1 else ""
     caches = "+".join(sorted({cell.cache for cell in timed if cell.cache}))
     where = "cache" if summary.device == "cpu" else "L2"
-    floor = f"A/A floor {summary.floor.ratio:.1%} (n={summary.floor.cells})" if summary.floor else "no A/A floor"
-    return f"{caches} {where}, median of n={n}, 95% CI, {floor}"
+    return f"{caches} {where}, median of n={n}{fresh}, 95% CI, {_floor(summary)}{_capped(timed)}"
+
+
+def _range(counts: Sequence[int]) -> str:
+    return f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
+
+
+def _floor(summary: Summary) -> str:
+    floor = summary.floor
+    if floor is None:
+        return "no A/A floor"
+    between = "" if floor.between is None else f", {floor.between:.1%} between processes"
+    return f"A/A floor {floor.ratio:.1%} (n={floor.cells}){between}"
+
+
+def _capped(timed: Sequence[Cell]) -> str:
+    """A regime and no error, so it stands with the conditions."""
+    rounds = [(cell.device_s.n, cell.power_capped) for cell in timed if cell.device_s]
+    share = sum(n * capped for n, capped in rounds) / sum(n for n, _ in rounds)
+    return f", power-capped in {'under 1%' if share < 0.01 else f'{share:.0%}'} of rounds" if share else ""
 
 
 def bound(cell: Cell) -> str:
-    """`host 7.3x` where submitting takes 7.3 times the device time, `device` where it takes less, else nothing."""
-    return f"host {times(cell.submit_ratio)}" if cell.bound == "host" and cell.submit_ratio else cell.bound or ""
+    """`host 7.3x` where a step in service takes 7.3 times the device's work on it, `device`, `mixed`, or nothing."""
+    factor = _host_factor(cell)
+    return f"host {times(factor)}" if cell.bound == "host" and factor else cell.bound or ""
 
 
 def left_out(cells: Sequence[Cell]) -> str:

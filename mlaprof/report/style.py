@@ -35,6 +35,7 @@ VERDICT: dict[str, Look] = {
     "FASTER": Look("FASTER", "▼", "-", "green"),
     "SAME": Look("SAME", "=", "=", "bright_black"),
     "AMBIGUOUS": Look("AMBIGUOUS", "~", "~", "yellow"),
+    "THROTTLED": Look("THROTTLED", "≈", "%", "yellow"),
     "INCORRECT": Look("INCORRECT", "≠", "!", "bold red"),
     "FAILED": Look("FAILED", "✗", "x", "red"),
     "MISSING": Look("MISSING", "?", "?", "yellow"),
@@ -77,6 +78,24 @@ BOUNDARY: dict[Boundary, BoundaryLook] = {
 }
 
 CAPTURED_COLOUR, EAGER_COLOUR = "#0072B2", "#E69F00"  # kernels in graphs, and launched one by one
+
+
+@dataclass(frozen=True)
+class PartLook:
+    """A part of a step's time: its column, its label, its colour and the hatch that tells it in grey print."""
+
+    name: str
+    label: str
+    colour: str
+    hatch: str
+
+
+BUDGET_PARTS: dict[str, PartLook] = {  # field of StepBudget -> look, in the order of a bar
+    "busy_s": PartLook("busy", "GPU busy", "#0072B2", ""),
+    "launch_gap_s": PartLook("gaps", "launch gaps", "#E69F00", "//"),
+    "host_stall_s": PartLook("stalls", "host stalls", "#CC79A7", "xx"),
+    "sync_wait_s": PartLook("waits", "sync waits", "#009E73", ".."),
+}
 
 MEMORY_PARTS: dict[str, tuple[str, str]] = {  # field of MemoryUse -> (label, colour)
     "weights_bytes": ("weights", "#0072B2"),

@@ -65,6 +65,16 @@ def plus_minus(estimate: Estimate, sign: str = "±") -> str:
     return f"{sign}{percent:.0f}%" if percent >= 10 else f"{sign}{percent:.1f}%"
 
 
+def share(value: float | None) -> str:
+    """`97.2%`, rounded down: 100.0% is all of it."""
+    return "" if value is None else f"{math.floor(1000 * value) / 10:.1f}%"
+
+
+def signed(value: float, unit: Unit) -> str:
+    """`+12.34`, `-12.34`; a bare 0 for nothing."""
+    return f"{'+' if value > 0 else ''}{unit.text(value)}" if value else "0"
+
+
 def times(ratio: float) -> str:
     """`7.3x`; whole numbers from 100 up."""
     return f"{ratio:.0f}x" if ratio >= 99.95 else f"{ratio:.1f}x"

@@ -15,9 +15,9 @@ from mlaprof.analysis.cells import Summary
 from mlaprof.analysis.summary import summarize
 from mlaprof.facts import SizeFacts
 from mlaprof.report.capture_tables import ledger_columns
-from mlaprof.report.cells_table import share
 from mlaprof.report.console import print_summary
 from mlaprof.report.export import summary_json, to_csv, to_json, to_markdown
+from mlaprof.report.units import share
 
 Printed = Callable[..., Any]
 REFERENCE = sorted((Path(__file__).parents[2] / "results" / "reference").glob("*/run.mlaprof"))

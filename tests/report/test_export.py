@@ -133,7 +133,7 @@ def test_the_floor_is_exported_and_the_twins_are_not(fake_runs: ModuleType) -> N
     run = fake_runs.make_run(rows)
     summary = summarize(run)
     found = json.loads(summary_json(run, summary))
-    assert found["floor"] == {"ratio": pytest.approx(0.0198026, rel=1e-5), "cells": 1}
+    assert found["floor"] == {"ratio": pytest.approx(0.0198026, rel=1e-5), "cells": 1, "between": None}
     exported = (json.dumps(found["cells"]), to_json(summary), to_csv(summary), to_markdown(summary))
     assert not any("/aa" in text for text in exported)
     assert len(json.loads(to_json(summary))) == len(list(csv.DictReader(io.StringIO(to_csv(summary))))) == 2

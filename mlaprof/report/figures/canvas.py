@@ -37,11 +37,12 @@ def canvas(
     title: str,
     *,
     rows: int = 1,
+    columns: int = 1,
     height_in: float | None = None,
     timed: bool = True,
     note: str = "",
 ) -> tuple[Figure, list[Axes]]:
-    """A figure with `rows` axes, its title and place above, and below the caption that every figure carries.
+    """A figure with its title and place above, and below the caption that every figure carries; its axes row by row.
 
     timed: the caption tells how the times were taken; `note` is its last line.
     """
@@ -57,7 +58,7 @@ def canvas(
     stamp = " (emulated on a CPU)" if timed and summary.emulated else ""
     figure.suptitle(f"{title}: {place}{stamp}", x=0.012, ha="left", fontsize=12.5, fontweight="bold")
     figure.supxlabel(caption, x=0.012, ha="left", fontsize=8.5, color="#444444")
-    return figure, list(figure.subplots(rows, 1, squeeze=False)[:, 0])
+    return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
 
 
 def legend_above(axes: Axes, *, ncols: int) -> None:

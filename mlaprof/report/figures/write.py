@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from mlaprof.analysis.cells import Summary
 from mlaprof.analysis.groups import Group, groups
 from mlaprof.records import Run
+from mlaprof.report.figures.budget import budget
 from mlaprof.report.figures.canvas import DPI, RC
 from mlaprof.report.figures.capture import capture_cost, counts
 from mlaprof.report.figures.curves import latency, speedup
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 FIGURES: dict[str, Callable[[Summary, Group], Figure | None]] = {
     "latency": latency,
     "speedup": speedup,
+    "budget": budget,
     "memory": memory,
     "counts": counts,
     "capture-cost": capture_cost,
