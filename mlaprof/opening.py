@@ -86,6 +86,18 @@ def device_of(choice: DeviceChoice) -> Device:
     return "cuda" if choice is not DeviceChoice.cpu and present else "cpu"
 
 
+def require_gpu_alone(device: Device) -> None:
+    """Raises MachineError where another process has a context on the GPU that will be used; a CPU is always shared."""
+    if device != "cuda" or not (others := environment.other_processes()):
+        return
+    name = environment.snapshot().processor(device)
+    raise MachineError(
+        f"also used by process {', '.join(map(str, others))}, whose work would distort every time",
+        where=name,
+        hint="wait for it or stop it (nvidia-smi shows it), or measure beside it with --shared-gpu",
+    )
+
+
 def _same_machine(manifest: Manifest, choice: DeviceChoice) -> None:
     """A run holds times of one processor only."""
     if choice is not DeviceChoice.auto and choice != manifest.device:

@@ -130,6 +130,8 @@ class Started(Record):
 
 
 class Gpu(Record):
+    """A GPU as NVML tells of it; None where the card or the driver does not, or an older run did not ask."""
+
     name: str
     uuid: str
     driver: str
@@ -139,6 +141,17 @@ class Gpu(Record):
     power_limit_default_w: float | None = None
     sm_clock_max_hz: float | None = None
     compute_pids: tuple[int, ...] = ()  # processes with a context on this GPU when the snapshot was taken
+    sm_count: int | None = None
+    vbios: str | None = None
+    sm_clock_hz: float | None = None  # when the snapshot was taken, as mem_clock_hz: an idle GPU's
+    mem_clock_hz: float | None = None
+    mem_clock_max_hz: float | None = None
+    sm_clock_set_hz: float | None = None  # the applications clock; a lock by `nvidia-smi -lgc` is not told
+    sm_clock_default_hz: float | None = None  # what sm_clock_set_hz is where nobody set it
+    persistence: bool | None = None
+    ecc: bool | None = None
+    mig: bool | None = None
+    numa_node: int | None = None  # of the host, that the GPU's PCI slot belongs to
 
 
 class Environment(Record):
@@ -156,10 +169,15 @@ class Environment(Record):
     git_commit: str | None = None
     git_dirty: bool | None = None
     variables: dict[str, str] = Field(default={})  # environment variables that change behaviour
+    used_gpu: int | None = None  # place in gpus of the one that CUDA calls 0; None where CUDA sees none
+    cuda_driver: str | None = None  # newest CUDA that the driver can run; the runtime's version is in packages
+    confidential_computing: bool | None = None
+    container: str | None = None  # its id
+    load_average: float | None = None  # of the last minute, in runnable threads
 
     def processor(self, device: Device) -> str:
-        """What a run on device computes on: the first GPU's name, or the CPU's."""
-        return self.gpus[0].name if device == "cuda" and self.gpus else self.cpu
+        """What a run on device computes on: the name of the GPU that is used, or the CPU's."""
+        return self.gpus[self.used_gpu or 0].name if device == "cuda" and self.gpus else self.cpu
 
 
 class Manifest(Record):

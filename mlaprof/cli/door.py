@@ -18,7 +18,7 @@ from mlaprof import __version__
 from mlaprof.config.load import load_study
 from mlaprof.errors import ConfigError
 from mlaprof.opening import DeviceChoice
-from mlaprof.study import Study
+from mlaprof.study import Preset, Study
 
 OVER_BUDGET, SOME_FAILED, INTERRUPTED = 1, 5, 130  # errors.py and Comparison.exit_code hold the others
 READER_LEFT = 141  # what a shell reports for a program whose output nobody reads any more
@@ -47,6 +47,9 @@ ResultsDir = Annotated[Path, typer.Option("--results", help="Folder that runs la
 RunArgument = Annotated[str, typer.Argument(help="A run file, a run id or the beginning of one, or `latest`.")]
 AxisOption = Annotated[list[str] | None, typer.Option("-a", "--axis", help="Replace an axis: num_tokens=1,8,64.")]
 SettingOption = Annotated[list[str] | None, typer.Option("--set", help="Change a key: measure.min_samples=100.")]
+SharedGpuOption = Annotated[
+    bool, typer.Option("--shared-gpu", help="Measure beside other processes on the GPU, too; their work distorts it.")
+]
 DeviceOption = Annotated[DeviceChoice, typer.Option(help="auto takes the GPU where there is one.")]
 RESULTS = Path("results")
 
@@ -71,10 +74,12 @@ def mlaprof(
     """What every command shares."""
 
 
-def study_of(config: Path | None, axis: Iterable[str] | None, setting: list[str] | None) -> Study:
+def study_of(
+    config: Path | None, axis: Iterable[str] | None, setting: list[str] | None, preset: Preset = "standard"
+) -> Study:
     if config is None:
         raise ConfigError("no study given", where="CONFIG", hint="name a YAML file, e.g. configs/quickstart.yaml")
-    return load_study(config, axes=_axes(axis), settings=setting or ())
+    return load_study(config, axes=_axes(axis), settings=setting or (), preset=preset)
 
 
 def _axes(given: Iterable[str] | None) -> dict[str, str]:

@@ -23,6 +23,7 @@ from mlaprof.cli.door import (
     ResultsDir,
     RunArgument,
     SettingOption,
+    SharedGpuOption,
     TableOrJson,
     app,
     err,
@@ -31,7 +32,7 @@ from mlaprof.cli.door import (
 )
 from mlaprof.errors import ConfigError
 from mlaprof.machine import checks
-from mlaprof.opening import DeviceChoice, device_of, new_run, resumed_run
+from mlaprof.opening import DeviceChoice, device_of, new_run, require_gpu_alone, resumed_run
 from mlaprof.plan import Plan, dispatch_plan, inspection
 from mlaprof.records import Measurement, Run
 from mlaprof.report import export, listing
@@ -41,7 +42,7 @@ from mlaprof.report.figures.write import write_figures
 from mlaprof.report.lines import print_line
 from mlaprof.report.partition import partitions_json, print_partitions
 from mlaprof.report.progress import progress
-from mlaprof.study import Study
+from mlaprof.study import Preset, Study
 from mlaprof.sweep import sweep as run_sweep
 
 
@@ -57,16 +58,23 @@ def sweep(
     resume: Annotated[
         str | None, typer.Option(help="Go on with a run: measure what is not recorded, and what failed, again.")
     ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A first look: one process, few rounds; no gate should rest on it.")
+    ] = False,
+    rigorous: Annotated[
+        bool, typer.Option("--rigorous", help="For a gate: five processes, at least 100 rounds, steady clocks.")
+    ] = False,
+    shared_gpu: SharedGpuOption = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and measure nothing.")] = False,
     results: ResultsDir = RESULTS,
 ) -> None:
     """Measure every cell of CONFIG, store the run, print its table and draw its plots."""
+    preset = _preset(quick, rigorous)
     if resume is None:
-        opening = new_run(
-            study_of(config, axis, setting), device, out_file, results, command=("mlaprof", *sys.argv[1:])
-        )
+        study = study_of(config, axis, setting, preset)
+        opening = new_run(study, device, out_file, results, command=("mlaprof", *sys.argv[1:]))
     else:
-        beside = _study_beside_a_run(config, axis, setting, out_file)
+        beside = _study_beside_a_run(config, axis, setting, preset, out_file)
         opening = resumed_run(resume, results, device, study=beside, config=config)
     plan, manifest = opening.plan, opening.manifest
     if dry_run:
@@ -75,9 +83,11 @@ def sweep(
         print_buckets(plan.buckets, out if dry_run else err)
     if dry_run:
         return
+    if plan.jobs and not shared_gpu:
+        require_gpu_alone(manifest.device)
     writer = opening.writer()
     listing.print_warnings(checks.warnings(manifest.environment, manifest.device), err)
-    _measure(plan, writer)
+    measure(plan, writer)
     run = store.load(opening.path)
     summary = summarize(run)
     print_summary(summary, out)
@@ -95,12 +105,15 @@ def graph(
     dispatch_tax: Annotated[
         bool, typer.Option("--dispatch-tax", help="Time what calling an operator costs the host, too.")
     ] = False,
+    shared_gpu: SharedGpuOption = False,
     format: Annotated[TableOrJson, typer.Option(help="table for a terminal; json goes to stdout.")] = TableOrJson.table,
 ) -> None:
     """Print how each mode cuts CONFIG's step: its segments, what is captured, what is launched. Stores nothing."""
     study, chosen = study_of(config, axis, setting), device_of(device)
     plan = inspection(study, chosen, tokens)
     if dispatch_tax:
+        if not shared_gpu:
+            require_gpu_alone(chosen)
         plan = replace(plan, jobs=(*plan.jobs, *dispatch_plan(study, chosen, tokens).jobs))
     found: list[Measurement] = []
     with progress(len(plan), err) as tell:
@@ -125,15 +138,26 @@ def plot(
     _draw(loaded, summarize(loaded), path, out_folder)
 
 
+def _preset(quick: bool, rigorous: bool) -> Preset:
+    if quick and rigorous:
+        raise ConfigError("one of them is to be followed", where="--quick --rigorous", hint="leave one of them out")
+    return "quick" if quick else "rigorous" if rigorous else "standard"
+
+
 def _study_beside_a_run(
-    config: Path | None, axis: Iterable[str] | None, setting: list[str] | None, out_file: Path | None
+    config: Path | None,
+    axis: Iterable[str] | None,
+    setting: list[str] | None,
+    preset: Preset,
+    out_file: Path | None,
 ) -> Study | None:
     """The study given beside --resume, None without; what would change the run is refused."""
     if out_file is not None:
         raise ConfigError("a resumed run stays in its file", where="--out", hint="leave out --out")
-    if config is None and (axis or setting):
-        raise ConfigError("a resumed run keeps its axes and settings", where="--resume", hint="leave out -a and --set")
-    return None if config is None else study_of(config, axis, setting)
+    if config is None and (axis or setting or preset != "standard"):
+        hint = "leave out -a, --set, --quick and --rigorous"
+        raise ConfigError("a resumed run keeps its axes and settings", where="--resume", hint=hint)
+    return None if config is None else study_of(config, axis, setting, preset)
 
 
 def _verdict(measurements: Iterable[Measurement], summary: Summary | None = None) -> int:
@@ -145,7 +169,8 @@ def _verdict(measurements: Iterable[Measurement], summary: Summary | None = None
     return OVER_BUDGET if summary is not None and summary.over_budget else 0
 
 
-def _measure(plan: Plan, writer: store.RunWriter) -> None:
+def measure(plan: Plan, writer: store.RunWriter) -> None:
+    """Measure plan into an open run file, and tell of it on stderr; an interrupt ends the command."""
     try:
         with writer, progress(len(plan), err) as tell:
             for event in run_sweep(plan, keep=writer.append):

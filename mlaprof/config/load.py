@@ -42,6 +42,7 @@ from mlaprof.config.shape import check_name, located, read_shape
 from mlaprof.config.yamltext import KeyPath, dump, parse, read
 from mlaprof.errors import ConfigError
 from mlaprof.study import (
+    PRESETS,
     Axes,
     BatchSpec,
     BudgetSpec,
@@ -51,6 +52,7 @@ from mlaprof.study import (
     MeasureSpec,
     Part,
     PositiveInt,
+    Preset,
     Selector,
     Study,
     TileChoice,
@@ -100,9 +102,16 @@ _REPLACES: dict[KeyPath, tuple[KeyPath, ...]] = {
 }
 
 
-def load_study(path: Path, *, axes: Mapping[str, str] | None = None, settings: Sequence[str] = ()) -> Study:
-    """The Study of a YAML file, with `-a axis=values` and `--set dotted.key=value` applied to it.
+def load_study(
+    path: Path,
+    *,
+    axes: Mapping[str, str] | None = None,
+    settings: Sequence[str] = (),
+    preset: Preset = "standard",
+) -> Study:
+    """The Study of a YAML file, with `--quick` or `--rigorous`, `--set dotted.key=value` and `-a axis=values` applied.
 
+    preset    how thoroughly to measure: what PRESETS has of it takes the place of what the file says; a setting wins
     axes      axis or its alias -> values as text, e.g. {"tokens": "1:4096:*2"}; each replaces the file's axis
     settings  `dotted.key=YAML value`, e.g. measure.min_samples=30
 
@@ -110,6 +119,8 @@ def load_study(path: Path, *, axes: Mapping[str, str] | None = None, settings: S
     """
     draft = Draft(read(path))
     _require_mapping(draft)
+    for key, value in PRESETS[preset].items():
+        draft.replace(("measure", key), value, f"--{preset}")
     for setting in settings:
         _apply_setting(draft, setting)
     _apply_axes(draft, axes or {})

@@ -34,7 +34,7 @@ def warnings(environment: Environment, device: Device) -> tuple[Warning_, ...]:
     """All that speaks against the numbers of a run on device, the gravest first."""
     on_gpu = device == "cuda"
     found = _emulation(environment) if not on_gpu else [*_gpu(environment), *_nvml(environment)]
-    return (*found, *_software(environment), *_variables(environment))
+    return (*found, *_host(environment), *_software(environment), *_variables(environment))
 
 
 def _emulation(environment: Environment) -> list[Warning_]:
@@ -57,7 +57,8 @@ def _emulation(environment: Environment) -> list[Warning_]:
 
 def _gpu(environment: Environment) -> list[Warning_]:
     found = []
-    for gpu in environment.gpus:
+    used = environment.used_gpu
+    for gpu in environment.gpus if used is None else environment.gpus[used : used + 1]:
         if gpu.compute_pids:
             pids = ", ".join(map(str, gpu.compute_pids))
             found.append(
@@ -65,7 +66,7 @@ def _gpu(environment: Environment) -> list[Warning_]:
                     "shared_gpu",
                     f"{gpu.name} is also used by process {pids}",
                     "its work slows the measured step and changes the clocks",
-                    "nvidia-smi, then wait for it or stop it",
+                    "wait for it or stop it (nvidia-smi shows it), and sweep again",
                 )
             )
         limit, default = gpu.power_limit_w, gpu.power_limit_default_w
@@ -87,6 +88,20 @@ def _gpu(environment: Environment) -> list[Warning_]:
                     "mlaprof sweep --device cpu",
                 )
             )
+    if environment.confidential_computing:
+        what = "confidential computing is on"
+        why = "what CUDA events measure is wrong there, at times negative"  # FlashInfer #3638
+        found.append(Warning_("confidential", what, why, "measure on a machine without it"))
+    return found
+
+
+def _host(environment: Environment) -> list[Warning_]:
+    found = []
+    load, cpus = environment.load_average, environment.cpu_count
+    if load is not None and load > cpus:
+        what = f"{load:.1f} threads wanted the {cpus} CPUs over the last minute"
+        why = "times of the host, and of steps that it limits, are too long"
+        found.append(Warning_("busy_host", what, why, "uptime, then wait for the other work or stop it"))
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import platform
@@ -24,6 +25,8 @@ PACKAGES = (
     "safetensors",
     "nvidia-ml-py",
     "cuda-bindings",
+    "nvidia-cuda-runtime",
+    "nvidia-cuda-runtime-cu12",
     "nvidia-cublas",
     "nvidia-cublas-cu12",
     "nvidia-cudnn-cu12",
@@ -39,7 +42,8 @@ _VARIABLE_CHARACTERS = 1000
 def snapshot() -> Environment:
     """This machine and this mlaprof, now; what cannot be told is None or says so."""
     with Nvml() as nvml:
-        gpus, status = nvml.gpus(), nvml.status
+        gpus, status, used = nvml.gpus(), nvml.status, nvml.cuda_index()
+        cuda_driver, confidential = nvml.cuda_driver, nvml.confidential_computing
     commit, dirty = _git(Path(mlaprof.__file__).resolve().parents[1])
     return Environment(
         gpus=gpus,
@@ -54,6 +58,11 @@ def snapshot() -> Environment:
         git_commit=commit,
         git_dirty=dirty,
         variables=behaviour_variables(os.environ),
+        used_gpu=used,
+        cuda_driver=cuda_driver,
+        confidential_computing=confidential,
+        container=_container(),
+        load_average=_load_average(),
     )
 
 
@@ -63,6 +72,18 @@ def cuda_present() -> bool:
         return False
     with Nvml() as nvml:
         return nvml.cuda_index() is not None
+
+
+def other_processes() -> tuple[int, ...]:
+    """Processes with a context on the GPU that CUDA calls 0, without this one and its children.
+
+    Empty where NVML tells of none, as in some containers; where it tells numbers of the host, ours go unrecognised, so
+    ask before a worker has a context.
+    """
+    with Nvml() as nvml:
+        index = nvml.cuda_index()
+        pids = () if index is None else nvml.compute_pids(index)
+    return tuple(pid for pid in pids if os.getpid() not in (pid, _parent_of(pid)))
 
 
 def built_for_cuda(torch_version: str | None) -> bool:
@@ -101,6 +122,32 @@ def _version(distribution: str) -> str | None:
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
+        return None
+
+
+def _parent_of(pid: int, processes: Path = Path("/proc")) -> int | None:
+    try:
+        found = re.search(r"^PPid:\s*(\d+)$", (processes / str(pid) / "status").read_text(), re.MULTILINE)
+    except OSError:
+        return None
+    return int(found[1]) if found else None
+
+
+def _container(process: Path = Path("/proc/self")) -> str | None:
+    """The id of the container that this process runs in, from its control group or from the engine's mounts."""
+    # A host sees the mounts of its containers, too, but not upon its own /etc.
+    mount_upon_etc = r"/(?:containers|sandboxes)/([0-9a-f]{64})/\S+ /etc/"
+    for name, pattern in (("cgroup", r"\b([0-9a-f]{64})\b"), ("mountinfo", mount_upon_etc)):
+        with contextlib.suppress(OSError):
+            if found := re.search(pattern, (process / name).read_text(errors="replace")):
+                return found[1]
+    return None
+
+
+def _load_average() -> float | None:
+    try:
+        return os.getloadavg()[0]
+    except OSError:
         return None
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -29,6 +30,9 @@ POWER_CAP = 0x04  # clocks held down by the power limit
 # nvml.h, nvmlClockType_t and nvmlTemperatureSensors_t
 _CLOCK_SM = 1
 _CLOCK_MEM = 2
+# FP32 units a streaming multiprocessor, by compute capability: NVML counts the units only (CUDA C++ programming guide,
+# "Arithmetic instructions").
+_CORES_OF_SM = {(7, 0): 64, (7, 5): 64, (8, 0): 64, (8, 6): 128, (8, 9): 128, (9, 0): 128, (10, 0): 128, (12, 0): 128}
 _TEMPERATURE_GPU = 0
 
 
@@ -107,8 +111,22 @@ class Nvml:
             event_reasons=events,
         )
 
+    @property
+    def cuda_driver(self) -> str | None:
+        """The newest CUDA that the driver can run, `13.0`."""
+        version = self._ask("nvmlSystemGetCudaDriverVersion")
+        return None if version is None else f"{version // 1000}.{version % 1000 // 10}"
+
+    @property
+    def confidential_computing(self) -> bool | None:
+        state = self._ask("nvmlSystemGetConfComputeState")
+        return None if state is None else bool(state.ccFeature)
+
     def compute_pids(self, index: int) -> tuple[int, ...]:
-        """Processes with a compute context on the GPU; empty also when NVML does not tell."""
+        """Processes with a compute context on the GPU; empty also when NVML does not tell.
+
+        In a container NVML may list none, those of the container, or all under the numbers that the host knows them by.
+        """
         return tuple(process.pid for process in self._processes(index))
 
     def process_memory_bytes(self, pid: int, index: int) -> int | None:
@@ -151,7 +169,23 @@ class Nvml:
             power_limit_default_w=_watts(self._of(index, "nvmlDeviceGetPowerManagementDefaultLimit")),
             sm_clock_max_hz=_hertz(self._of(index, "nvmlDeviceGetMaxClockInfo", _CLOCK_SM)),
             compute_pids=self.compute_pids(index),
+            sm_count=self._sm_count(index, capability),
+            vbios=_text(self._of(index, "nvmlDeviceGetVbiosVersion")) or None,
+            sm_clock_hz=_hertz(self._of(index, "nvmlDeviceGetClockInfo", _CLOCK_SM)),
+            mem_clock_hz=_hertz(self._of(index, "nvmlDeviceGetClockInfo", _CLOCK_MEM)),
+            mem_clock_max_hz=_hertz(self._of(index, "nvmlDeviceGetMaxClockInfo", _CLOCK_MEM)),
+            sm_clock_set_hz=_hertz(self._of(index, "nvmlDeviceGetApplicationsClock", _CLOCK_SM)),
+            sm_clock_default_hz=_hertz(self._of(index, "nvmlDeviceGetDefaultApplicationsClock", _CLOCK_SM)),
+            persistence=_switch(self._of(index, "nvmlDeviceGetPersistenceMode")),
+            ecc=_switch(self._of(index, "nvmlDeviceGetEccMode")),
+            mig=_switch(self._of(index, "nvmlDeviceGetMigMode")),
+            numa_node=numa_node(_text(getattr(self._of(index, "nvmlDeviceGetPciInfo"), "busId", None))),
         )
+
+    def _sm_count(self, index: int, capability: Any) -> int | None:
+        cores = self._of(index, "nvmlDeviceGetNumGpuCores")
+        of_sm = None if capability is None else _CORES_OF_SM.get(tuple(capability))
+        return None if cores is None or of_sm is None else int(cores) // of_sm
 
     def _uuid(self, index: int) -> str:
         return _text(self._of(index, "nvmlDeviceGetUUID"))
@@ -183,6 +217,16 @@ def event_names(mask: int) -> tuple[str, ...]:
     return tuple(_EVENT_NAMES.get(bit, hex(bit)) for bit in bits if mask & bit)
 
 
+def numa_node(bus_id: str, devices: Path = Path("/sys/bus/pci/devices")) -> int | None:
+    """The host's NUMA node of a PCI device that NVML calls e.g. 00000000:1B:00.0; None where the kernel knows none."""
+    domain, _, place = bus_id.lower().partition(":")
+    try:
+        node = int((devices / f"{domain[-4:]}:{place}" / "numa_node").read_text())
+    except (OSError, ValueError):
+        return None
+    return node if node >= 0 else None
+
+
 def _index_of(entry: str, uuids: list[str]) -> int | None:
     if entry.isdecimal():
         return int(entry) if int(entry) < len(uuids) else None
@@ -196,6 +240,13 @@ def _hertz(megahertz: int | None) -> float | None:
 
 def _watts(milliwatts: int | None) -> float | None:
     return None if milliwatts is None else milliwatts / 1e3
+
+
+def _switch(state: Any) -> bool | None:
+    """On or off; of an answer that has what is pending, too, what is current."""
+    if isinstance(state, list | tuple):
+        state = state[0]
+    return None if state is None else bool(state)
 
 
 def _text(value: Any) -> str:

@@ -11,12 +11,12 @@ from rich.table import Table
 from mlaprof.kernels import tiles
 from mlaprof.machine.checks import Warning_
 from mlaprof.plan import Plan
-from mlaprof.records import Environment, Job, Kind, Point
+from mlaprof.records import Environment, Gpu, Job, Kind, Point
 from mlaprof.report.lines import print_line
 from mlaprof.report.units import megahertz, size
 from mlaprof.shapes import PRESETS
 from mlaprof.store import RunEntry
-from mlaprof.study import BOUNDARY_SUMMARY, MODE_SUMMARY, PR_BOUNDARY, kernel_dims
+from mlaprof.study import BOUNDARY_SUMMARY, MODE_SUMMARY, PR_BOUNDARY, MeasureSpec, kernel_dims
 
 
 def print_plan(plan: Plan, console: Console) -> None:
@@ -31,8 +31,8 @@ def print_plan(plan: Plan, console: Console) -> None:
             head = ("", "", "") if line else (str(number), _kind(jobs), str(len(points)))
             table.add_row(*head, described)
     console.print(table)
-    if most := max((len(jobs) for jobs in processes.values() if len(jobs) > 1), default=0):
-        print_line(f"x{most}: {most} fresh processes, one after another, time each cell", console)
+    if timed := [jobs for jobs in processes.values() if jobs[0].kind == "timing"]:
+        print_line(_timing(max(map(len, timed)), timed[0][0].measure), console)
     for reason, count in Counter(skip.outcome.reason for skip in plan.skips).items():
         print_line(f"skipped {count}: {reason}", console)
     workers = "1 worker process" if len(plan.jobs) == 1 else f"{len(plan.jobs)} worker processes"
@@ -45,6 +45,15 @@ def _kind(jobs: Sequence[Job]) -> str:
     if len(jobs) > 1:
         return f"{first.kind} x{len(jobs)}"
     return f"{first.kind}#{first.process + 1}" if first.process else first.kind
+
+
+def _timing(processes: int, measure: MeasureSpec) -> str:
+    """How a cell is timed, in one line."""
+    rounds = f"{measure.min_samples} to {measure.max_samples} rounds"
+    how = f"{processes} fresh processes time each cell, {rounds} each" if processes > 1 else f"{rounds} a cell"
+    head = f"timing x{processes}" if processes > 1 else "timing"
+    known = f"{measure.ci_half_width * 100:g}%"
+    return f"{head}: {how}, until medians are known to {known} or {measure.cell_time_s:g} s are over"
 
 
 def _described(points: Iterable[Point]) -> list[str]:
@@ -141,15 +150,20 @@ def print_runs(runs: Sequence[RunEntry], console: Console) -> None:
 def print_environment(environment: Environment, warnings: Sequence[Warning_], console: Console) -> None:
     """This machine, and what on it speaks against a number."""
     table = _table("fact", "value", headers=False)
-    for gpu in environment.gpus:
-        limits = [f"{gpu.power_limit_w:.0f} W" if gpu.power_limit_w else "", _clock(gpu.sm_clock_max_hz)]
-        facts = [gpu.name, size(gpu.memory_bytes), f"sm {gpu.compute_capability}", f"driver {gpu.driver}", *limits]
-        table.add_row("GPU", ", ".join(part for part in facts if part))
+    for number, gpu in enumerate(environment.gpus):
+        unused = number != environment.used_gpu
+        for name, facts in _facts(gpu).items():
+            table.add_row(f"{name} (not used)" if unused and name == "GPU" else name, ", ".join(filter(None, facts)))
     if not environment.gpus:
         table.add_row("GPU", "none")
-    table.add_row("NVML", environment.nvml)
-    table.add_row("CPU", f"{environment.cpu}, {environment.cpu_count} cores, {size(environment.memory_bytes)}")
-    table.add_row("system", f"{environment.os}, Python {environment.python}")
+    driver = f"CUDA up to {environment.cuda_driver}" if environment.cuda_driver else ""
+    secret = _on("confidential computing", environment.confidential_computing)
+    table.add_row("NVML", ", ".join(filter(None, (environment.nvml, driver, secret))))
+    load = "" if environment.load_average is None else f"load {environment.load_average:.1f}"
+    cpu = (environment.cpu, f"{environment.cpu_count} cores", size(environment.memory_bytes), load)
+    table.add_row("CPU", ", ".join(filter(None, cpu)))
+    container = f"container {environment.container[:12]}" if environment.container else ""
+    table.add_row("system", ", ".join(filter(None, (environment.os, f"Python {environment.python}", container))))
     table.add_row("packages", ", ".join(f"{name} {version}" for name, version in environment.packages.items()))
     commit = environment.git_commit or "not a git checkout"
     table.add_row("mlaprof", f"{commit[:12]}{' with local changes' if environment.git_dirty else ''}")
@@ -165,8 +179,42 @@ def print_warnings(warnings: Sequence[Warning_], console: Console) -> None:
         print_line(f"warning: {found.what}: {found.why}; next: {found.next_step}", console, "yellow")
 
 
-def _clock(hertz: float | None) -> str:
-    return f"max {megahertz(hertz)}" if hertz else ""
+def _facts(gpu: Gpu) -> dict[str, list[str]]:
+    """Rows on a GPU, each a list of what is known; empty texts for what is not."""
+    set_hz = gpu.sm_clock_set_hz if gpu.sm_clock_set_hz != gpu.sm_clock_default_hz else None
+    rows = {
+        "GPU": [
+            gpu.name,
+            size(gpu.memory_bytes),
+            f"sm {gpu.compute_capability}",
+            f"{gpu.sm_count} SMs" if gpu.sm_count else "",
+            f"driver {gpu.driver}",
+            f"{gpu.power_limit_w:.0f} W" if gpu.power_limit_w else "",
+        ],
+        "clocks": [
+            _clock("SM", gpu.sm_clock_hz, gpu.sm_clock_max_hz),
+            _clock("memory", gpu.mem_clock_hz, gpu.mem_clock_max_hz),
+            f"SM set to {megahertz(set_hz)}" if set_hz else "",
+        ],
+        "switches": [
+            _on("persistence", gpu.persistence),
+            _on("ECC", gpu.ecc),
+            _on("MIG", gpu.mig),
+            f"VBIOS {gpu.vbios}" if gpu.vbios else "",
+            f"NUMA node {gpu.numa_node}" if gpu.numa_node is not None else "",
+        ],
+    }
+    return {name: facts for name, facts in rows.items() if any(facts)}
+
+
+def _clock(name: str, now_hz: float | None, most_hz: float | None) -> str:
+    parts = [megahertz(now_hz) if now_hz else "", f"max {megahertz(most_hz)}" if most_hz else ""]
+    told = ", ".join(filter(None, parts))
+    return f"{name} {told}" if told else ""
+
+
+def _on(name: str, state: bool | None) -> str:
+    return "" if state is None else f"{name} {'on' if state else 'off'}"
 
 
 def _table(*columns: str, headers: bool = True) -> Table:

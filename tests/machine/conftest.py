@@ -24,6 +24,7 @@ class FakePynvml:
         self.init_error: Exception | None = None
         self.uuids = ["GPU-aaaa1111-0000", "GPU-bbbb2222-0000"]
         self.processes: list[Any] = []
+        self.processes_of: dict[int, list[Any]] = {}  # by index, in the place of processes
         self.open = 0
         self._answers = {
             "nvmlSystemGetNVMLVersion": lambda: "13.580.159",
@@ -42,7 +43,17 @@ class FakePynvml:
             "nvmlDeviceGetTemperature": lambda handle, sensor: {0: 61}[sensor],
             "nvmlDeviceGetCurrentClocksEventReasons": lambda handle: 0x4,
             "nvmlDeviceGetCurrentClocksThrottleReasons": lambda handle: 0x8,
-            "nvmlDeviceGetComputeRunningProcesses": lambda handle: self.processes,
+            "nvmlDeviceGetComputeRunningProcesses": lambda handle: self.processes_of.get(handle, self.processes),
+            "nvmlDeviceGetNumGpuCores": lambda handle: 16_896,
+            "nvmlDeviceGetVbiosVersion": lambda handle: "96.00.89.00.01",
+            "nvmlDeviceGetApplicationsClock": lambda handle, kind: {1: 1590}[kind],
+            "nvmlDeviceGetDefaultApplicationsClock": lambda handle, kind: {1: 1980}[kind],
+            "nvmlDeviceGetPersistenceMode": lambda handle: 1,
+            "nvmlDeviceGetEccMode": lambda handle: [1, 0],
+            "nvmlDeviceGetMigMode": lambda handle: [0, 1],
+            "nvmlDeviceGetPciInfo": lambda handle: SimpleNamespace(busId="00000000:1B:00.0"),
+            "nvmlSystemGetCudaDriverVersion": lambda: 13_010,
+            "nvmlSystemGetConfComputeState": lambda: SimpleNamespace(ccFeature=0),
         }
 
     def nvmlInit(self) -> None:

@@ -68,6 +68,12 @@ def test_a_quiet_gpu_machine_has_no_warning():
         ({"variables": {"CUDA_LAUNCH_BLOCKING": "1"}}, "cuda", ["variable"]),
         ({"variables": {"CUDA_LAUNCH_BLOCKING": "0", "TRITON_INTERPRET": ""}}, "cuda", []),
         (gpu(compute_pids=(12,), power_limit_w=350.0), "cuda", ["shared_gpu", "power_limit"]),
+        ({"used_gpu": 1, "gpus": (H100.model_copy(update={"compute_pids": (12,)}), H100)}, "cuda", []),
+        ({"used_gpu": 1, "gpus": (H100, H100.model_copy(update={"compute_pids": (12,)}))}, "cuda", ["shared_gpu"]),
+        ({"confidential_computing": True}, "cuda", ["confidential"]),
+        ({"confidential_computing": False}, "cuda", []),
+        ({"load_average": 16.0}, "cuda", []),
+        ({"load_average": 16.1}, "cuda", ["busy_host"]),
     ],
 )  # fmt: skip
 def test_each_trouble_is_told_by_its_code(changes, device, codes):

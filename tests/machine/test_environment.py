@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -50,7 +51,66 @@ def test_a_snapshot_with_gpus_describes_them(pynvml):
 
     assert [gpu.compute_capability for gpu in found.gpus] == ["9.0", "9.0"]
     assert found.nvml == "13.580.159"
+    assert (found.used_gpu, found.cuda_driver, found.confidential_computing) == (0, "13.1", False)
     assert pynvml.open == 0
+
+
+def test_the_gpu_that_cuda_uses_names_the_processor(pynvml, monkeypatch):
+    """Not the first of the machine."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    pynvml._answers["nvmlDeviceGetName"] = lambda handle: ("A99", "B99")[handle]
+
+    found = environment.snapshot()
+
+    assert (found.used_gpu, found.processor("cuda")) == (1, "B99")
+    assert found.processor("cpu") == found.cpu
+
+
+def test_a_snapshot_of_an_older_run_is_read():
+    """What it did not ask for is unknown, and its processor was the first GPU."""
+    gpu = {"name": "H", "uuid": "G", "driver": "1", "compute_capability": "9.0", "memory_bytes": 1}
+    found = environment.snapshot().model_dump(exclude={"used_gpu", "container", "load_average", "gpus"})
+
+    old = Environment.model_validate({**found, "gpus": (gpu,)})
+
+    assert (old.used_gpu, old.container, old.load_average, old.gpus[0].sm_count) == (None,) * 4
+    assert old.processor("cuda") == "H"
+
+
+def test_other_processes_are_those_on_the_gpu_in_use(pynvml, monkeypatch):
+    """Another GPU of the machine may be busy; what this process and its children have there is our own."""
+    stranger = SimpleNamespace(pid=2**22 + 1, usedGpuMemory=1)  # Linux numbers no process above 2**22
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        ours = [SimpleNamespace(pid=pid, usedGpuMemory=1) for pid in (os.getpid(), child.pid)]
+        pynvml.processes_of = {0: [*ours, stranger], 1: ours}
+
+        assert environment.other_processes() == (stranger.pid,)
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+        assert environment.other_processes() == ()
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+        assert environment.other_processes() == ()
+        assert child.stdin is not None
+        child.stdin.close()
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "found"),
+    [
+        ("cgroup", "0::/\n", None),
+        ("cgroup", f"9:name=systemd:/\n3:cpu:/docker/{'a1' * 32}\n", "a1" * 32),
+        ("cgroup", f"0::/system.slice/cri-containerd-{'b2' * 32}.scope\n", "b2" * 32),
+        ("cgroup", f"0::/user.slice/{'a1' * 33}\n", None),
+        ("mountinfo", f"5 4 8:1 /lib/docker/containers/{'c3' * 32}/hostname /etc/hostname rw - ext4 x rw\n", "c3" * 32),
+        ("mountinfo", f"5 4 0:8 / /lib/docker/containers/{'c3' * 32}/mounts/shm rw - tmpfs shm rw\n", None),
+        (None, "", None),
+    ],
+)
+def test_a_container_is_told_by_its_id(tmp_path, file, text, found):
+    """A host that has containers is none."""
+    if file is not None:
+        (tmp_path / file).write_text(text)
+
+    assert environment._container(tmp_path) == found
 
 
 def test_a_clean_checkout_has_a_commit_and_is_not_dirty(repository):

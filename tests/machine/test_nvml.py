@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from mlaprof.machine.nvml import Nvml, Reading, event_names
+from mlaprof.machine.nvml import Nvml, Reading, event_names, numa_node
 
 
 def test_a_reading_is_in_base_units(pynvml):
@@ -67,6 +67,59 @@ def test_gpus_are_described(pynvml):
     assert (first.power_limit_w, first.power_limit_default_w) == (600.0, 700.0)
     assert first.sm_clock_max_hz == 1.98e9
     assert first.compute_pids == (4711,)
+
+
+def test_what_may_change_a_number_is_told_of_each_gpu(pynvml):
+    """Clocks in hertz, switches as they are now and not as they will be after a reset, and the SMs."""
+    with Nvml() as nvml:
+        gpu = nvml.gpus()[1]
+        assert (nvml.cuda_driver, nvml.confidential_computing) == ("13.1", False)
+
+    assert (gpu.sm_count, gpu.vbios) == (132, "96.00.89.00.01")
+    assert (gpu.sm_clock_hz, gpu.mem_clock_hz, gpu.mem_clock_max_hz) == (1.38e9, 2.619e9, 2.619e9)
+    assert (gpu.sm_clock_set_hz, gpu.sm_clock_default_hz) == (1.59e9, 1.98e9)
+    assert (gpu.persistence, gpu.ecc, gpu.mig) == (True, True, False)
+
+
+@pytest.mark.parametrize(
+    ("query", "field"),
+    [
+        ("nvmlDeviceGetNumGpuCores", "sm_count"),
+        ("nvmlDeviceGetVbiosVersion", "vbios"),
+        ("nvmlDeviceGetApplicationsClock", "sm_clock_set_hz"),
+        ("nvmlDeviceGetDefaultApplicationsClock", "sm_clock_default_hz"),
+        ("nvmlDeviceGetPersistenceMode", "persistence"),
+        ("nvmlDeviceGetEccMode", "ecc"),
+        ("nvmlDeviceGetMigMode", "mig"),
+        ("nvmlDeviceGetPciInfo", "numa_node"),
+    ],
+)
+def test_a_fact_that_the_card_refuses_costs_itself_alone(pynvml, query, field):
+    pynvml.refused.add(query)
+
+    with Nvml() as nvml:
+        gpu = nvml.gpus()[0]
+
+    absent = {name for name in type(gpu).model_fields if getattr(gpu, name) is None} - {"numa_node"}
+    assert getattr(gpu, field) is None and absent <= {field}
+
+
+def test_the_sms_of_an_unknown_architecture_are_not_guessed(pynvml):
+    pynvml._answers["nvmlDeviceGetCudaComputeCapability"] = lambda handle: (13, 7)
+
+    with Nvml() as nvml:
+        assert nvml.gpus()[0].sm_count is None
+
+
+@pytest.mark.parametrize(("written", "node"), [("1\n", 1), ("-1\n", None), ("", None), (None, None)])
+def test_the_numa_node_is_the_kernel_s(tmp_path, written, node):
+    """-1 is a machine that has no such nodes."""
+    if written is not None:
+        (tmp_path / "0000:1b:00.0").mkdir()
+        (tmp_path / "0000:1b:00.0" / "numa_node").write_text(written)
+
+    assert numa_node("00000000:1B:00.0", tmp_path) == node
+    assert numa_node("", tmp_path) is None
 
 
 def test_text_in_bytes_is_text(pynvml):

@@ -8,12 +8,15 @@ from types import ModuleType
 from typing import Any
 
 from mlaprof.config.load import load_study
+from mlaprof.machine import environment
 from mlaprof.machine.checks import Warning_
 from mlaprof.plan import Plan, expand
+from mlaprof.records import Gpu
 from mlaprof.report import listing
 from mlaprof.store import RunEntry
 
 Printed = Callable[..., Any]
+REQUIRED = ("name", "uuid", "driver", "compute_capability", "memory_bytes", "compute_pids")
 
 
 def plan(folder: Path, sweep: str, *more: str, device: str = "cpu", twin: bool = False, processes: int = 1) -> Plan:
@@ -32,7 +35,7 @@ def lines_of(shown: Plan, printed: Printed, width: int = 200) -> list[str]:
 
 def test_sizes_with_the_same_arms_are_one_line(tmp_path: Path, printed: Printed) -> None:
     """Every Point of the plan is told, and none is told twice."""
-    _, first, second, total = lines_of(
+    _, first, second, _, total = lines_of(
         plan(tmp_path, "num_tokens: [1, 8], context_len: [0, 64], mode: [full, split_eager]"), printed
     )
     assert first == "1 timing 4 tiny/prefill/ctx0, tokens 8 1: full, split_eager"
@@ -41,7 +44,7 @@ def test_sizes_with_the_same_arms_are_one_line(tmp_path: Path, printed: Printed)
 
 
 def test_sizes_with_arms_of_their_own_have_lines_of_their_own(tmp_path: Path, printed: Printed) -> None:
-    _, first, second, total = lines_of(
+    _, first, second, _, total = lines_of(
         plan(tmp_path, "num_tokens: [1, 8], mode: [full, split_eager], exclude: [{mode: full, num_tokens: 8}]"), printed
     )
     assert first == "1 timing 3 tiny/prefill/ctx0, tokens 8: split_eager"
@@ -52,13 +55,15 @@ def test_sizes_with_arms_of_their_own_have_lines_of_their_own(tmp_path: Path, pr
 def test_processes_that_do_the_same_are_one_line(tmp_path: Path, printed: Printed) -> None:
     """What several of them are is told below; what one of them left undone is a job with its number."""
     whole = plan(tmp_path, "num_tokens: [1, 8], mode: [full, split_eager]", processes=3)
-    _, first, legend, total = lines_of(whole, printed)
+    _, first, how, total = lines_of(whole, printed)
     assert first == "1 timing x3 4 tiny/prefill/ctx0, tokens 8 1: full, split_eager"
-    assert legend == "x3: 3 fresh processes, one after another, time each cell"
+    rounds = "20 to 500 rounds each, until medians are known to 0.5% or 15 s are over"
+    assert how == f"timing x3: 3 fresh processes time each cell, {rounds}"
     assert total == "12 measurements in 3 worker processes; nothing was run"
 
     left = whole.without(set(whole.planned) - {("timing", "tiny/prefill/t8/ctx0/full", 1)})
-    _, first, total = lines_of(left, printed)
+    _, first, how, total = lines_of(left, printed)
+    assert how.startswith("timing: 20 to 500 rounds a cell, until")
     assert first == "1 timing#2 2 tiny/prefill/ctx0, tokens 8: full, split_eager"
     assert total == "2 measurements in 1 worker process; nothing was run"
 
@@ -131,6 +136,43 @@ def test_a_warning_is_one_line_that_ends_with_what_to_do(printed: Printed) -> No
     console, text = printed(30)
     listing.print_warnings([Warning_("code", "A [1] is set", "times mean nothing", "unset A")], console)
     assert text() == "warning: A [1] is set: times mean nothing; next: unset A\n"
+
+
+def test_the_machine_is_told_with_what_may_change_a_number(printed: Printed) -> None:
+    """Only what is known; a GPU beside the one in use is told to be idle here."""
+    gpu = Gpu(
+        name="H100",
+        uuid="GPU-a",
+        driver="580",
+        compute_capability="9.0",
+        memory_bytes=2**36,
+        sm_count=132,
+        sm_clock_hz=3.45e8,
+        sm_clock_max_hz=1.98e9,
+        sm_clock_set_hz=1.59e9,
+        sm_clock_default_hz=1.98e9,
+        persistence=True,
+        mig=False,
+        numa_node=0,
+    )
+    bare = gpu.model_copy(update=dict.fromkeys(type(gpu).model_fields.keys() - {*REQUIRED}))
+    there = environment.snapshot().model_copy(
+        update={"gpus": (bare, gpu), "used_gpu": 1, "cuda_driver": "13.0", "container": "c3" * 32, "load_average": 1.25}
+    )
+    console, text = printed(160)
+
+    listing.print_environment(there, (), console)
+
+    lines = [" ".join(line.split()) for line in text().splitlines()]
+    assert lines[:4] == [
+        "GPU (not used) H100, 64.00 GiB, sm 9.0, driver 580",
+        "GPU H100, 64.00 GiB, sm 9.0, 132 SMs, driver 580",
+        "clocks SM 345 MHz, max 1980 MHz, SM set to 1590 MHz",
+        "switches persistence on, MIG off, NUMA node 0",
+    ]
+    assert (
+        "CUDA up to 13.0" in lines[4] and lines[5].endswith("load 1.2") and lines[6].endswith("container c3c3c3c3c3c3")
+    )
 
 
 def test_no_listing_is_wider_than_80_columns(printed: Printed) -> None:
