@@ -4,18 +4,23 @@ The median of a bootstrap resample is an order statistic of the original samples
 uniform numbers, so it is drawn directly instead of resampling n values a draw: the same distribution in O(draws).
 Rounds that follow each other alike count for fewer: resampling blocks of them spreads the median as resampling that
 many single ones would (`_inflation`).
+
+Resampling few processes would spread their level too little: of three, no draw leaves their range, and a 95 %
+interval held the true median in 75 % of trials. So the level is drawn from Student's t instead (`_between`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 DRAWS = 10_000
-LEVEL = (2.5, 97.5)  # percentiles of a 95 % interval
+LEVEL = (0.025, 0.975)  # the ends of a 95 % interval
+NORMAL_QUANTILE = 1.96  # of the same level
 BLOCK = 8  # rounds; a proposal: no run has settled yet over how many rounds neighbours are alike
 
 Floats = NDArray[np.float64]
@@ -47,7 +52,8 @@ class Bootstrap:
     @property
     def estimate(self) -> Estimate:
         """The value with its interval; of one or two samples that is their range."""
-        low, high = np.percentile(self.draws, LEVEL)
+        ordered = np.sort(self.draws)  # twice as fast as np.percentile, and a summary takes thousands
+        low, high = np.interp(np.array(LEVEL) * (ordered.size - 1), np.arange(ordered.size), ordered)
         # The interval of few samples may miss its own value by rounding.
         return Estimate(self.value, min(float(low), self.value), max(float(high), self.value), self.n)
 
@@ -59,39 +65,61 @@ def bootstrap(samples: Sequence[float], *, seed: int, block: int = 1) -> Bootstr
     than four blocks, and is never narrower than block 1. Raises ValueError on no samples or on one that is not finite.
     """
     values = _finite(samples)
-    rng = np.random.default_rng(seed)
+    effective = values.size / _inflation(values, block)
     return Bootstrap(
         float(np.median(values)),
-        _median_draws(np.sort(values), values.size / _inflation(values, block), rng, DRAWS),
+        _median_draws(np.sort(values), effective, np.random.default_rng(seed)),
         int(values.size),
     )
 
 
 def hierarchical(processes: Sequence[Sequence[float]], *, seed: int, block: int = BLOCK) -> Bootstrap:
-    """The median over the rounds of all processes and its draws: processes are resampled, then blocks of their rounds.
+    """The median over the rounds of all processes and its draws, of what rounds and fresh processes both leave open.
 
-    One process is `bootstrap` of its rounds. Raises ValueError on no process, or on one that `bootstrap` would refuse.
+    A draw is the median of resampled blocks of rounds, taken about their processes' levels, times a factor for where
+    those levels may lie (`_between`). One process is `bootstrap` of its rounds.
+
+    In 1,000 simulated sets each of 50 rounds a process, processes 0 to 1 % apart and rounds 0.2 or 1 %, 95 % intervals
+    held the true median in 92 to 96 % with 3 processes, in 93 to 95 % with 5, and in 94 to 100 % with 2.
+
+    Raises ValueError on no process, or on one that `bootstrap` would refuse.
     """
-    if not processes:
+    if len(processes) == 0:
         raise ValueError("processes: expected at least one, got none")
     if len(processes) == 1:
         return bootstrap(processes[0], seed=seed, block=block)
     series = [_finite(samples) for samples in processes]
-    sizes = np.array([values.size for values in series])
-    inflations = np.array([_inflation(values, block) for values in series])
-    rng = np.random.default_rng(seed)
-    picks = np.sort(rng.integers(0, len(series), size=(DRAWS, len(series))), axis=1)
-    draws = []
-    for chosen, count in zip(*np.unique(picks, axis=0, return_counts=True), strict=True):
-        pooled = np.sort(np.concatenate([series[place] for place in chosen]))
-        # The counts of the processes' rounds below the median are independent: their variances add up.
-        inflation = np.average(inflations[chosen], weights=sizes[chosen])
-        draws.append(_median_draws(pooled, pooled.size / float(inflation), rng, int(count)))
-    return Bootstrap(
-        float(np.median(np.concatenate(series))),
-        rng.permutation(np.concatenate(draws)),  # in the order of the picks, two arms would be drawn together
-        int(sizes.sum()),
-    )
+    value = float(np.median(np.concatenate(series)))
+    rounds = sum(values.size for values in series)
+    if min(values.min() for values in series) <= 0:  # no ratio will be taken of what the clock cannot resolve
+        return Bootstrap(value, value + _deviations(series, seed, block), rounds)
+    return Bootstrap(value, value * _exp(_deviations([np.log(values) for values in series], seed, block)), rounds)
+
+
+def paired(
+    base: Sequence[Sequence[float]], new: Sequence[Sequence[float]], *, seed: int, block: int = BLOCK
+) -> Bootstrap:
+    """new / base of two arms that were measured in the same rounds of the same processes.
+
+    base, new   a sequence of rounds for each process; round i of both is the same
+
+    The value is exp of the median over all rounds of log(new / base), so not the quotient of the medians: what slows
+    both arms of a round, or of a process, is gone from it. Its draws are those of `hierarchical`. Exchanging base and
+    new inverts value and draws. Raises ValueError on no process, on unequal numbers of processes or rounds, and on
+    samples that are not positive.
+    """
+    shapes = [[len(rounds) for rounds in side] for side in (base, new)]
+    if not shapes[0] or shapes[0] != shapes[1]:
+        raise ValueError(f"new: expected rounds like base's, {shapes[0]} a process, got {shapes[1]}")
+    sides = [[_finite(rounds) for rounds in side] for side in (base, new)]
+    for name, side in zip(("base", "new"), sides, strict=True):
+        if (least := min(rounds.min() for rounds in side)) <= 0:
+            raise ValueError(f"{name}: expected positive samples, got {least:g}")
+    ratios = [np.log(after) - np.log(before) for before, after in zip(*sides, strict=True)]
+    value = float(np.median(np.concatenate(ratios)))
+    sign = -1.0 if value < 0 else 1.0  # drawn the same way round whichever is the base
+    deviations = sign * _deviations([sign * each for each in ratios], seed, block)
+    return Bootstrap(float(np.exp(value)), _exp(value + deviations), sum(shapes[0]))
 
 
 def quotient(base: Bootstrap, new: Bootstrap) -> Bootstrap:
@@ -175,14 +203,68 @@ def _inflation(values: Floats, block: int) -> float:
     return max(1.0, float(np.mean(sums**2)) / (length * spread))
 
 
-def _median_draws(ordered: Floats, effective: float, rng: np.random.Generator, draws: int) -> Floats:
-    """Medians of `draws` resamples of the sorted samples, each of `effective` independent ones."""
+def _deviations(series: Sequence[Floats], seed: int, block: int) -> Floats:
+    """Draws of how far the median over all processes lies from the true one."""
+    rng = np.random.default_rng(seed)
+    inflations = [_inflation(values, block) for values in series]
+    effective = sum(values.size / inflation for values, inflation in zip(series, inflations, strict=True))
+    about = np.sort(np.concatenate([values - np.median(values) for values in series]))
+    return _median_draws(about, effective, rng) + _between(series, inflations, rng)
+
+
+def _between(series: Sequence[Floats], inflations: Sequence[float], rng: np.random.Generator) -> Floats:
+    """Draws of how far the level of few processes lies from that of all that could have been started.
+
+    Student's t with a degree of freedom fewer than processes, times the standard error of the mean of their medians.
+    Zero of one process, which tells nothing of it, and where three or more differ by no more than their rounds let
+    expect.
+    """
+    count = len(series)
+    if count == 1:
+        return np.zeros(DRAWS)
+    spread = float(np.var([np.median(values) for values in series], ddof=1))
+    expected = np.mean([_median_error(values, each) ** 2 for values, each in zip(series, inflations, strict=True)])
+    if count > 2 and spread <= expected:
+        return np.zeros(DRAWS)
+    return float(np.sqrt(spread / count)) * rng.permutation(_student(count - 1))
+
+
+def _median_error(values: Floats, inflation: float) -> float:
+    """The standard error of a median by the distance of two order statistics (McKean and Schrader 1984)."""
+    ordered = np.sort(values)
+    reach = NORMAL_QUANTILE * float(np.sqrt(inflation * values.size)) / 2
+    below = max(0, round((values.size - 1) / 2 - reach))
+    return float(ordered[-1 - below] - ordered[below]) / (2 * NORMAL_QUANTILE)
+
+
+def _median_draws(ordered: Floats, effective: float, rng: np.random.Generator) -> Floats:
+    """Medians of DRAWS resamples of the sorted samples, each of `effective` independent ones, rounded down."""
     n = ordered.size
-    rank = effective / 2 if n % 2 == 0 else (effective + 1) / 2  # of the (lower) middle order statistic
-    lower = rng.beta(rank, effective + 1 - rank, size=draws)  # the rank-th of so many uniform numbers
-    middle: Floats = ordered[np.minimum((lower * n).astype(np.intp), n - 1)]
+    lower, upper = _ranks(max(1, int(effective)), n % 2 == 0)
+    order = rng.permutation(DRAWS)  # what is drawn of two series must be independent
+    middle: Floats = ordered[np.minimum((lower[order] * n).astype(np.intp), n - 1)]
     if n % 2:
         return middle
+    return (middle + ordered[np.minimum((upper[order] * n).astype(np.intp), n - 1)]) / 2
+
+
+@lru_cache(maxsize=128)  # the slow part; the same for every series of as many samples
+def _ranks(n: int, even: bool) -> tuple[Floats, Floats]:
+    """Draws of the middle one of n uniform numbers, or of the middle two: of what share of the samples lies below."""
+    rng = np.random.default_rng(n)
+    rank = n / 2 if even else (n + 1) / 2  # of the (lower) middle order statistic
+    lower = rng.beta(rank, n + 1 - rank, size=DRAWS)  # the rank-th of so many uniform numbers
+    if not even:
+        return lower, lower
     # The next order statistic is the smallest of the uniform numbers that lie above `lower`.
-    upper = lower + (1 - lower) * rng.beta(1, effective - rank, size=draws)
-    return (middle + ordered[np.minimum((upper * n).astype(np.intp), n - 1)]) / 2
+    return lower, lower + (1 - lower) * rng.beta(1, n - rank, size=DRAWS)
+
+
+@lru_cache(maxsize=16)
+def _student(freedom: int) -> Floats:
+    return np.random.default_rng(freedom).standard_t(freedom, size=DRAWS)
+
+
+def _exp(logs: Floats) -> Floats:
+    """exp, and no infinity of the far draws that the t of two processes has."""
+    return np.exp(np.clip(logs, -300.0, 300.0))

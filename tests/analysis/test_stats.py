@@ -12,6 +12,7 @@ from mlaprof.analysis.stats import (
     hierarchical,
     holm,
     mann_whitney,
+    paired,
     quotient,
 )
 
@@ -163,7 +164,7 @@ def test_of_one_process_only_its_rounds_are_resampled() -> None:
 
 
 def test_processes_that_differ_widen_the_interval_to_their_own_difference() -> None:
-    """Resampling rounds alone would be sure of a median that another process moves by a per cent."""
+    """By hand, of levels far apart beside their rounds: Student's t times the standard error of the mean level."""
     rng = np.random.default_rng(0)
     levels = (0.99, 0.995, 1.0, 1.005, 1.01)
     apart = [(level * rng.lognormal(0, 0.001, 50)).tolist() for level in levels]
@@ -171,12 +172,105 @@ def test_processes_that_differ_widen_the_interval_to_their_own_difference() -> N
     wide, narrow = hierarchical(apart, seed=0), hierarchical(together, seed=0)
     assert wide.value == pytest.approx(np.median(np.concatenate(apart))) and wide.n == narrow.n == 250
     assert len(wide.draws) == DRAWS
-    assert wide.estimate.half_width > 0.006 and narrow.estimate.half_width < 0.001
-    by_hand = []
-    for _ in range(4000):
-        chosen = rng.integers(0, 5, 5)
-        by_hand.append(np.median([rng.choice(apart[place], 50) for place in chosen]))
-    assert np.std(wide.draws) == pytest.approx(np.std(by_hand), rel=0.1)
+    assert narrow.estimate.half_width < 0.001
+    quantile_of_t = 2.776  # four degrees of freedom
+    assert wide.estimate.half_width == pytest.approx(quantile_of_t * np.std(levels, ddof=1) / np.sqrt(5), rel=0.05)
+
+
+def of_processes(count: int, apart: float, rounds: float, rng: np.random.Generator) -> np.ndarray:
+    """Lognormal series of true median 1 whose processes are `apart` and whose rounds `rounds`."""
+    return np.exp(rng.normal(0, apart, (count, 1)) + rng.normal(0, rounds, (count, 50)))
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+@pytest.mark.parametrize("apart", [0.0, 0.003, 0.01])
+def test_few_processes_cover_the_true_median_as_often_as_they_say(count: int, apart: float) -> None:
+    """Over 400 sets: resampling three processes held it in three quarters."""
+    rng = np.random.default_rng(11)
+    sets = [hierarchical(of_processes(count, apart, 0.002, rng), seed=k).estimate for k in range(400)]
+    assert np.mean([each.ci_low <= 1 <= each.ci_high for each in sets]) >= 0.92
+
+
+def test_two_processes_are_never_sure_of_their_level() -> None:
+    """That they agree may be chance: one pair of twenty lies ten times nearer than pairs do on the whole."""
+    alike_rounds = np.random.default_rng(0).lognormal(0, 0.01, 50)
+    near = hierarchical([alike_rounds.tolist(), (1.001 * alike_rounds).tolist()], seed=0).estimate
+    three = hierarchical([alike_rounds.tolist()] * 2 + [(1.001 * alike_rounds).tolist()], seed=0).estimate
+    assert near.half_width > 0.006 > 2 * three.half_width
+
+
+def test_what_the_clock_cannot_resolve_still_has_a_median() -> None:
+    got = hierarchical([[0.0, 1e-6, 0.0], [0.0, 0.0, 0.0], [1e-6, 1e-6, 0.0]], seed=0).estimate
+    assert got.median == 0.0 and got.ci_high >= 1e-6
+
+
+def test_the_draws_of_processes_far_apart_are_positive_and_finite() -> None:
+    """Of two processes they have the tails of Cauchy's distribution, and a quotient is still to be taken."""
+    wild = hierarchical([[1.0] * 10, [50.0] * 10], seed=0)
+    assert np.isfinite(wild.draws).all() and wild.draws.min() > 0
+    assert np.isfinite(quotient(wild, hierarchical([[1.0] * 10, [2.0] * 10], seed=1)).draws).all()
+
+
+def drifting(count: int, apart: float, rng: np.random.Generator, rounds: int = 50) -> tuple[np.ndarray, np.ndarray]:
+    """Two arms of equal speed, whose processes are `apart` and drift by 1 % together; rounds of each are 0.2 %."""
+    common = rng.normal(0, apart, (count, 1)) + np.cumsum(rng.normal(0, 0.01 / rounds**0.5, (count, rounds)), axis=1)
+    return tuple(np.exp(common + rng.normal(0, 0.002, (count, rounds))) for _ in range(2))  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(("count", "apart"), [(1, 0.0), (3, 0.0), (3, 0.003)])
+def test_pairs_cover_the_true_ratio_whatever_both_arms_share(count: int, apart: float) -> None:
+    """Over 400 A/A pairs; and they stay far narrower than the quotient of two medians, which holds the drift."""
+    rng = np.random.default_rng(3)
+    held, widths, unpaired = [], [], []
+    for k in range(400):
+        base, new = drifting(count, apart, rng)
+        found = paired(base, new, seed=k).estimate
+        held.append(found.ci_low <= 1 <= found.ci_high)
+        widths.append(found.half_width)
+        if k < 50:
+            unpaired.append(quotient(hierarchical(base, seed=2 * k), hierarchical(new, seed=2 * k + 1)).estimate)
+    assert np.mean(held) >= 0.93
+    assert np.median(widths) < 0.0012
+    assert np.median([each.half_width for each in unpaired]) > 3 * np.median(widths)
+
+
+def test_pairs_whose_ratio_changes_from_process_to_process_say_so() -> None:
+    """A ratio that three processes put at 1, 1.01 and 1.02 is not known to a per mille."""
+    rng = np.random.default_rng(0)
+    base = rng.lognormal(0, 0.001, (3, 50))
+    found = paired(base, base * np.array([[1.0], [1.01], [1.02]]), seed=0).estimate
+    assert found.median == pytest.approx(1.01, rel=1e-3) and found.n == 150
+    assert found.half_width > 0.02
+
+
+def test_exchanging_the_arms_of_pairs_inverts_the_ratio() -> None:
+    rng = np.random.default_rng(0)
+    base, new = rng.lognormal(0, 0.01, (3, 30)), 1.1 * rng.lognormal(0, 0.01, (3, 30))
+    there, back = paired(base, new, seed=5), paired(new, base, seed=5)
+    assert there.value == pytest.approx(1 / back.value)
+    assert there.draws == pytest.approx(1 / back.draws)
+
+
+def test_a_pair_of_a_series_with_itself_is_one_exactly() -> None:
+    series = np.random.default_rng(0).lognormal(0, 0.1, (2, 9))
+    assert paired(series, series, seed=0).estimate == Estimate(1.0, 1.0, 1.0, 18)
+
+
+@pytest.mark.parametrize(
+    ("base", "new", "told"),
+    [
+        ([], [], "new: expected rounds like base's"),
+        ([[1.0, 2.0]], [[1.0]], r"expected rounds like base's, \[2\] a process, got \[1\]"),
+        ([[1.0]], [[1.0], [1.0]], r"\[1\] a process, got \[1, 1\]"),
+        ([[1.0, 0.0]], [[1.0, 1.0]], "base: expected positive samples, got 0"),
+        ([[1.0, 1.0]], [[1.0, -2.0]], "new: expected positive samples, got -2"),
+        ([[1.0, float("nan")]], [[1.0, 1.0]], "samples: expected one or more finite"),
+        ([[]], [[]], "samples: expected one or more finite"),
+    ],
+)
+def test_rounds_that_are_no_pairs_are_refused(base: list, new: list, told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        paired(base, new, seed=0)
 
 
 def test_the_draws_of_two_hierarchies_are_in_no_common_order() -> None:
