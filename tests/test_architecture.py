@@ -36,12 +36,14 @@ FLOORS = {
     "mlaprof.config": 1,
     "mlaprof.layer": 1,
     "mlaprof.plan": 2,
+    "mlaprof.noise_plan": 2,
     "mlaprof.store": 2,
     "mlaprof.machine": 2,
     "mlaprof.analysis": 2,
     "mlaprof.verify": 2,
     "mlaprof.opening": 3,
     "mlaprof.sweep": 3,
+    "mlaprof.confirm": 3,
     "mlaprof.worker": 3,
     "mlaprof.report": 3,
     "mlaprof.cli": 4,
@@ -269,7 +271,7 @@ def sources(checkout: Path) -> dict[str, str]:
 
 def test_the_tree_is_read_with_its_kernels(sources):
     """A rule over an empty tree would always hold."""
-    assert {"mlaprof", "mlaprof.records", "mlaprof.measure.timing", "mlaprof.kernels.tiles"} <= set(sources)
+    assert {"mlaprof", "mlaprof.records", "mlaprof.measure.clock", "mlaprof.kernels.tiles"} <= set(sources)
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)

@@ -12,6 +12,7 @@ from mlaprof.worker.counting import counts_job
 from mlaprof.worker.dispatching import dispatch_job
 from mlaprof.worker.events import Event, failure, recover, started
 from mlaprof.worker.memory import memory_job
+from mlaprof.worker.noise import noise_job
 from mlaprof.worker.rig import Rig
 from mlaprof.worker.timing import timing_job
 
@@ -20,6 +21,7 @@ WITH_A_LAYER: dict[Kind, Callable[[Rig], Iterator[Event]]] = {
     "timing": timing_job,
     "memory": memory_job,
     "counts": counts_job,
+    "noise": noise_job,
 }
 
 
