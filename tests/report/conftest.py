@@ -6,11 +6,17 @@ import importlib.util
 import io
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 from rich.console import Console
+
+from mlaprof.analysis.cells import Cell, StepBudget, Summary
+from mlaprof.analysis.stats import Estimate
+from mlaprof.analysis.summary import summarize
 
 
 @pytest.fixture(scope="session")
@@ -36,3 +42,44 @@ def printed() -> Callable[..., tuple[Console, Callable[[], str]]]:
         return console, lambda: raw.getvalue().decode(encoding)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def served(fake_runs: ModuleType) -> Callable[..., Summary]:
+    """Make a summary of three arms with all four clocks, planted: the host, neither or the device sets the pace.
+
+    Microseconds a step of one token; a step of more takes that many times as long on the device and in service, and
+    the host as long as before. `cells` are further changes of the cells of a mode.
+    """
+
+    def make(sizes: tuple[int, ...] = (1,), **cells: dict[str, Any]) -> Summary:
+        planted = {  # device, submit, latency, sustained, warm device, sync waits, host stalls
+            "monolithic_eager": (110.0, 600.0, 700.0, 630.0, 100.0, 63.0, 0.0),
+            "split_eager": (110.0, 90.0, 180.0, 106.0, 100.0, 0.0, 1.0),
+            "full": (75.0, 21.0, 95.0, 70.35, 70.0, 0.0, 0.0),
+        }
+        rows = [
+            fake_runs.timing(fake_runs.point(mode, tokens), tokens * us[0] * 1e-6, us[1] * 1e-6)
+            for tokens in sizes
+            for mode, us in planted.items()
+        ]
+        summary = summarize(fake_runs.make_run(rows))
+
+        def clocked(cell: Cell) -> Cell:
+            _, _, latency, sustained, warm, waits, stalls = (cell.num_tokens * us * 1e-6 for us in planted[cell.mode])
+            fields: dict[str, Any] = {
+                "latency_s": _exactly(latency),
+                "sustained_s": _exactly(sustained),
+                "warm_device_s": _exactly(warm),
+                "budget": StepBudget(warm, waits, stalls, sustained - warm - waits - stalls),
+                "processes": 3,
+            }
+            return replace(cell, **{**fields, **cells.get(cell.mode, {})})
+
+        return replace(summary, cells=tuple(map(clocked, summary.cells)))
+
+    return make
+
+
+def _exactly(seconds: float) -> Estimate:
+    return Estimate(seconds, seconds, seconds, 60)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections.abc import Callable
 from types import ModuleType
 
 import pytest
@@ -148,6 +149,32 @@ def test_an_empty_run_exports_empty(fake_runs: ModuleType) -> None:
     assert json.loads(to_json(summary)) == []
     assert len(to_csv(summary).splitlines()) == 1
     assert to_markdown(summary).startswith("## 20260102-030405-fake")
+
+
+def test_the_four_clocks_and_what_happened_to_the_rounds_are_exported(served: Callable[..., Summary]) -> None:
+    """Seconds; the parts of the step sum to its sustained time."""
+    rounds = {"power_capped": 0.25, "dropped_rounds": 7, "other_processes": 2, "throttled": True}
+    summary = served(full=rounds)
+    host, _, full = json.loads(to_json(summary))
+    medians = {"device_s": 110e-6, "latency_s": 700e-6, "sustained_s": 630e-6, "warm_device_s": 100e-6}
+    assert {name: host[name]["median"] for name in medians} == pytest.approx(medians, rel=1e-6)
+    assert host["margin_s"] == pytest.approx(-490e-6, rel=1e-5)
+    parts = {"busy_s": 100e-6, "launch_gap_s": 467e-6, "host_stall_s": 0.0, "sync_wait_s": 63e-6}
+    assert host["budget"] == pytest.approx(parts, rel=1e-6)
+    assert {name: full[name] for name in rounds} == rounds and full["processes"] == 3
+
+    row, _, last = csv.DictReader(io.StringIO(to_csv(summary)))
+    assert float(row["sustained_s_median"]) == pytest.approx(630e-6) and row["latency_s_n"] == "60"
+    assert {name: float(row[f"budget_{name}"]) for name in parts} == pytest.approx(parts)
+    assert float(row["margin_s"]) == host["margin_s"]
+    assert {name: last[name] for name in rounds} == {name: str(value) for name, value in rounds.items()}
+
+
+def test_clocks_that_were_not_taken_are_null_and_empty(mixed: Summary) -> None:
+    names = ("latency_s", "sustained_s", "warm_device_s", "budget")
+    assert all(cell[name] is None for cell in json.loads(to_json(mixed)) for name in names)
+    rows = csv.DictReader(io.StringIO(to_csv(mixed)))
+    assert {row[name] for row in rows for name in ("latency_s_median", "sustained_s_n", "budget_busy_s")} == {""}
 
 
 FLAT = {

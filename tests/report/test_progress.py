@@ -74,6 +74,14 @@ def test_an_interrupt_passes_and_leaves_the_terminal_usable(fake_runs: ModuleTyp
     assert text().rindex("\x1b[?25h") > text().rindex("\x1b[?25l")  # the cursor is back
 
 
+def test_of_several_processes_the_line_says_which(fake_runs: ModuleType) -> None:
+    """From the second on: of one process nothing needs to be said."""
+    row = fake_runs.timing(fake_runs.point("full", 64), 123.4e-6)
+    second = row.model_copy(update={"process": 1})
+    assert finished_line(row).plain.startswith("✓ ok timing v3.2-tp8/")
+    assert finished_line(second).plain == f"✓ ok timing#2 {row.point.key} 123.4 us"
+
+
 def test_counts_and_the_dispatch_tax_are_told_in_brief(fake_runs: ModuleType) -> None:
     at = fake_runs.point()
     nodes = NodeCounts(kernel=60)

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import get_args
 
 import pytest
 
-from mlaprof.analysis.cells import CellStatus
+from mlaprof.analysis.cells import CellStatus, StepBudget
 from mlaprof.analysis.verdicts import VERDICTS, Verdict
 from mlaprof.facts import MemoryUse
-from mlaprof.report.style import BOUNDARY, MEMORY_PARTS, MODE, STATUS, VERDICT
+from mlaprof.report.style import BOUNDARY, BUDGET_PARTS, MEMORY_PARTS, MODE, STATUS, VERDICT
 from mlaprof.study import BOUNDARIES, MODES
 
 
@@ -17,6 +18,7 @@ def test_every_word_of_the_vocabulary_has_a_look() -> None:
     assert set(MODE) == set(MODES)
     assert set(BOUNDARY) == set(BOUNDARIES)
     assert set(MEMORY_PARTS) <= set(MemoryUse.model_fields)
+    assert set(BUDGET_PARTS) == {field.name for field in fields(StepBudget)}
 
 
 @pytest.mark.parametrize("looks", [STATUS, VERDICT], ids=["status", "verdict"])
@@ -29,6 +31,11 @@ def test_words_tell_apart_without_colour_and_without_unicode(looks: dict) -> Non
 def test_modes_tell_apart_by_marker_alone_and_by_colour_alone() -> None:
     assert len({look.marker for look in MODE.values()}) == len(MODES)
     assert len({look.colour for look in MODE.values()}) == len(MODES)
+
+
+def test_parts_of_a_step_tell_apart_by_hatch_alone_and_by_colour_alone() -> None:
+    assert len({look.hatch for look in BUDGET_PARTS.values()}) == len(BUDGET_PARTS)
+    assert len({look.colour for look in BUDGET_PARTS.values()}) == len(BUDGET_PARTS)
 
 
 def test_boundaries_tell_apart_by_line_alone_and_by_fill_alone() -> None:

@@ -3,7 +3,19 @@ from __future__ import annotations
 import pytest
 
 from mlaprof.analysis.stats import Estimate
-from mlaprof.report.units import change, faster, plus_minus, seconds, significant, size, size_unit, time_unit, times
+from mlaprof.report.units import (
+    SECONDS,
+    change,
+    faster,
+    plus_minus,
+    seconds,
+    signed,
+    significant,
+    size,
+    size_unit,
+    time_unit,
+    times,
+)
 
 
 @pytest.mark.parametrize(
@@ -82,3 +94,8 @@ def test_what_is_no_ratio_is_refused(ratio: float) -> None:
 def test_an_interval_is_half_its_width_in_per_cent() -> None:
     assert plus_minus(Estimate(100.0, 99.0, 101.0, 30)) == "±1.0%"
     assert plus_minus(Estimate(100.0, 80.0, 120.0, 30), "+-") == "+-20%"
+
+
+@pytest.mark.parametrize(("value", "text"), [(12.34e-6, "+12.34"), (-1.5e-3, "-1500"), (0.0, "0")])
+def test_a_change_has_a_sign(value: float, text: str) -> None:
+    assert signed(value, SECONDS[1]) == text
