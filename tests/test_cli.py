@@ -20,12 +20,15 @@ from types import ModuleType
 import pytest
 
 from mlaprof import __version__, cli, store
+from mlaprof.cli.door import Screen
 from mlaprof.facts import DispatchTax, Ledger, MemoryUse, NodeCounts, SizeFacts, StepCounts
+from mlaprof.machine import environment
 from mlaprof.machine.child import Child
 from mlaprof.plan import Plan
-from mlaprof.records import Job, Measurement, Outcome, Run
+from mlaprof.records import Gpu, Job, Measurement, Outcome, Run, work
 from mlaprof.sweep import spawn_worker, sweep
 
+H100 = Gpu(name="NVIDIA H100 80GB HBM3", uuid="GPU-a", driver="580", compute_capability="9.0", memory_bytes=80 * 2**30)
 FAKE_WORKER = Path(__file__).with_name("fake_worker.py")
 
 SMALL = """\
@@ -86,8 +89,10 @@ def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.fixture
 def mlaprof(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Mlaprof:
     """Run a command line in this process."""
-    monkeypatch.setattr(cli, "out", cli.Screen(width=160))
-    monkeypatch.setattr(cli, "err", cli.Screen(width=160, stderr=True))
+    screens = {"out": Screen(width=160), "err": Screen(width=160, stderr=True)}
+    for module in (cli, cli.measure, cli.read, cli.surroundings):
+        for name in screens.keys() & vars(module).keys():
+            monkeypatch.setattr(module, name, screens[name])
 
     def run(*arguments: object) -> Answer:
         monkeypatch.setattr(sys, "argv", ["mlaprof", *map(str, arguments)])
@@ -111,7 +116,7 @@ def fake_worker(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Job]]:
             jobs.append(job)
             return spawn_worker(job, command=[sys.executable, str(FAKE_WORKER), *map(str, told)])
 
-        monkeypatch.setattr(cli, "run_sweep", partial(sweep, spawn=spawn))
+        monkeypatch.setattr(cli.measure, "run_sweep", partial(sweep, spawn=spawn))
         return jobs
 
     return use
@@ -185,7 +190,7 @@ def test_a_sweep_measures_stores_prints_and_draws(whole_run: tuple[Path, Answer]
     assert "split_piecewise" in answer.out and "sm_90" in answer.out
     assert "[1/9] ✓ ok timing tiny/prefill/t3/ctx0/monolithic_eager" in answer.err
     run = store.load(path)
-    assert {f"{m.kind} {m.point.key}" for m in run.measurements} == set(run.manifest.planned)
+    assert {work(m.kind, m.point.key, m.process) for m in run.measurements} == set(run.manifest.planned)
     assert {m.outcome.status for m in run.measurements} == {"ok", "compiled"}
     assert sorted(each.name for each in path.parent.iterdir()) == ["a run", "a run.mlaprof"]
     for figure in ("latency", "speedup", "memory", "tiles"):
@@ -252,6 +257,24 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(mlaprof: Mlaprof, fake_wor
     assert everything(tmp_path) == before
 
 
+def test_a_preset_of_measuring_is_an_option(mlaprof: Mlaprof, fake_worker, tmp_path: Path) -> None:
+    """In the plan and in the jobs; the run file holds what it came to."""
+    quick = mlaprof("sweep", "study.yaml", "--dry-run", "--quick")
+    rigorous = mlaprof("sweep", "study.yaml", "--dry-run", "--rigorous", "--set", "measure.processes=2")
+    assert "timing: 10 to 30 rounds a cell" in quick.out and "4 measurements in 1 worker process;" in quick.out
+    assert "timing x2: 2 fresh processes time each cell, 100 to 5000 rounds each" in rigorous.out
+    assert "8 measurements in 2 worker processes;" in rigorous.out
+
+    jobs = fake_worker("ok")
+    assert mlaprof("sweep", "study.yaml", "--device", "cpu", "--rigorous", "--out", "run.mlaprof").code == 0
+
+    assert [(job.process, job.measure.min_samples, job.measure.cache) for job in jobs] == [
+        (process, 100, "warm") for process in range(5)
+    ]
+    planned = store.read_manifest(tmp_path / "run.mlaprof").planned
+    assert len(planned) == 20 and planned[4] == "timing#2 tiny/prefill/t5/ctx0/monolithic_eager"
+
+
 def test_some_failed_cells_are_exit_code_5(mlaprof: Mlaprof, fake_worker, tmp_path: Path) -> None:
     """The rest is measured, and the reason is in the table."""
     fake_worker("exit", 3)
@@ -276,6 +299,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
                     found = Measurement(
                         point=point,
                         kind=job.kind,
+                        process=job.process,
                         outcome=parts.get("outcome", Outcome(status="ok")),
                         emulated=True,
                         recorded_at="2026-11-23T10:15:00+00:00",
@@ -284,7 +308,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
                     keep(found)
                     yield found
 
-        monkeypatch.setattr(cli, "run_sweep", pretend)
+        monkeypatch.setattr(cli.measure, "run_sweep", pretend)
 
     return use
 
@@ -422,7 +446,7 @@ def test_a_run_of_an_older_schema_is_shown_and_not_resumed(mlaprof: Mlaprof, che
     answer = mlaprof("sweep", "--resume", path, "--dry-run")
 
     assert answer.code == 2
-    assert "schema 1, this one writes 3" in answer.complaint and "start a new run" in answer.complaint
+    assert "schema 1, this one writes 4" in answer.complaint and "start a new run" in answer.complaint
     assert mlaprof("show", path).code == 0
     assert path.read_bytes() == before
 
@@ -458,6 +482,27 @@ def test_a_cell_left_incomplete_is_measured_whole(mlaprof: Mlaprof, fake_worker,
     assert len(store.load(tmp_path / "run.mlaprof").measurements) == 4
 
 
+def test_a_cell_that_one_process_lost_is_measured_in_that_process_alone(
+    mlaprof: Mlaprof, fake_worker, tmp_path: Path
+) -> None:
+    """What the others measured stays as it is."""
+    fake_worker("ok")
+    arguments = ("study.yaml", "--device", "cpu", "--set", "measure.processes=3", "--out", "run.mlaprof")
+    assert mlaprof("sweep", *arguments).code == 0
+    with sqlite3.connect("run.mlaprof") as connection:
+        lost = "key = 'tiny/prefill/t5/ctx0/split_eager' AND process = 1"
+        connection.execute(f"DELETE FROM measurement WHERE {lost}")
+    connection.close()
+    jobs = fake_worker("ok")
+
+    answer = mlaprof("sweep", "--resume", "run.mlaprof")
+
+    assert answer.code == 0 and "[2/2]" in answer.err
+    assert [(job.process, [point.num_tokens for point in job.points]) for job in jobs] == [(1, [5, 5])]
+    run = store.load(tmp_path / "run.mlaprof")
+    assert sorted(run.manifest.planned) == sorted(work(m.kind, m.point.key, m.process) for m in run.measurements)
+
+
 def test_resuming_a_finished_run_measures_nothing_and_shows_it(mlaprof: Mlaprof, fake_worker, tmp_path: Path) -> None:
     fake_worker("ok")
     assert mlaprof("sweep", "study.yaml", "--device", "cpu", "--results", ".").code == 0
@@ -475,6 +520,8 @@ def test_resuming_a_finished_run_measures_nothing_and_shows_it(mlaprof: Mlaprof,
         (("other.yaml",), 2, "other.yaml: not the study of run"),
         (("study.yaml", "-a", "tokens=1"), 2, "not the study of run"),
         (("-a", "tokens=1"), 2, "a resumed run keeps its axes and settings"),
+        (("--quick",), 2, "a resumed run keeps its axes and settings; leave out"),
+        (("study.yaml", "--rigorous"), 2, "not the study of run"),
         (("--out", "b.mlaprof"), 2, "--out: a resumed run stays in its file"),
         (("--device", "cuda"), 4, "--device cuda: run "),
     ],
@@ -505,6 +552,32 @@ def test_a_run_is_not_resumed_on_another_processor(mlaprof: Mlaprof, fake_runs, 
 
     assert answer.code == 4
     assert "began on A99" in answer.complaint and "start a new run" in answer.complaint
+
+
+def test_a_sweep_killed_in_its_second_process_goes_on_there(checkout: Path, tmp_path: Path) -> None:
+    """kill -9 of the parent: the first process's times stay, and what the second lacks is measured in a second one."""
+    settings = ("--set", "measure.processes=2", "--set", "measure.warmup_s=1", "--set", "measure.max_samples=20")
+    process = start(checkout, "sweep", "study.yaml", "--device", "cpu", *settings, "--out", "run.mlaprof", cwd=tmp_path)
+    assert process.stderr is not None
+    seen = ""
+    while "[6/8]" not in seen:  # the second process has one cell, and warms up for the other
+        line = process.stderr.readline()
+        assert line, f"the sweep ended early: {seen}"
+        seen += line
+    process.kill()
+    process.communicate(timeout=60)
+    first = store.load(tmp_path / "run.mlaprof").measurements
+    assert [(m.process, m.point.num_tokens) for m in first] == [(0, 5), (0, 5), (0, 3), (0, 3), (1, 5), (1, 5)]
+
+    answer = really(checkout, "sweep", "--resume", "run.mlaprof", cwd=tmp_path)
+
+    assert answer.code == 0, answer.err
+    assert "[2/2]" in answer.err
+    run = store.load(tmp_path / "run.mlaprof")
+    assert run.measurements[:6] == first
+    assert [work(m.kind, m.point.key, m.process) for m in run.measurements] == list(run.manifest.planned)
+    assert {m.outcome.status for m in run.measurements} == {"ok"}
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["run", "run.mlaprof", "study.yaml"]
 
 
 def test_an_interrupted_sweep_ends_with_130_and_can_go_on(checkout: Path, tmp_path: Path) -> None:
@@ -606,6 +679,8 @@ def test_a_bad_study_is_one_line_and_leaves_nothing(
         (("sweep", "study.yaml", "-a", "tokens=0"), "-a tokens=0"),
         (("sweep", "study.yaml", "--set", "measure.min_sample=30"), "did you mean min_samples?"),
         (("sweep", "study.yaml", "--set", "measure"), "--set measure"),
+        (("sweep", "study.yaml", "--quick", "--rigorous"), "--quick --rigorous: "),
+        (("sweep", "study.yaml", "--quick", "--set", "measure.min_samples=40"), "--quick: measure.max_samples"),
         (("sweep", "study.yaml", "--out", "study.yaml"), "study.yaml: this file exists"),
         (("sweep", "--resume", "study.yaml"), "study.yaml: not a run file"),
         (("show", "study.yaml"), "study.yaml: not a run file"),
@@ -655,7 +730,7 @@ def test_the_first_complaint_is_red_and_the_others_follow(
     plain = mlaprof("sweep", "bad.yaml")
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.delenv("NO_COLOR", raising=False)
-    monkeypatch.setattr(cli, "err", cli.Screen(width=60, stderr=True, force_terminal=True, color_system="standard"))
+    monkeypatch.setattr(cli, "err", Screen(width=60, stderr=True, force_terminal=True, color_system="standard"))
     red = mlaprof("sweep", "bad.yaml")
 
     assert plain.code == red.code == 2
@@ -675,7 +750,7 @@ def test_a_bug_is_not_dressed_up_as_a_mistake_of_the_user(mlaprof: Mlaprof, monk
     def broken(*_: object) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(cli.listing, "print_presets", broken)
+    monkeypatch.setattr(cli.surroundings.listing, "print_presets", broken)
     monkeypatch.setattr(sys, "argv", ["mlaprof", "list", "presets"])
     with pytest.raises(RuntimeError, match="a bug"):
         cli.main()
@@ -696,6 +771,54 @@ def test_a_gpu_that_is_not_there_is_exit_code_4(
         assert answer.code == 4
         assert "--device cuda: no CUDA GPU" in answer.complaint and "--device cpu" in answer.complaint
     assert everything(tmp_path) == before
+
+
+@pytest.fixture
+def shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine with a GPU that two other processes use."""
+    there = environment.snapshot().model_copy(
+        update={"gpus": (H100.model_copy(update={"compute_pids": (4711, 12)}),), "used_gpu": 0}
+    )
+    monkeypatch.setattr(environment, "cuda_present", lambda: True)
+    monkeypatch.setattr(environment, "snapshot", lambda: there)
+    monkeypatch.setattr(environment, "other_processes", lambda: (4711, 12))
+
+
+def test_a_gpu_that_others_use_is_exit_code_4(mlaprof: Mlaprof, fake_worker, shared: None, tmp_path: Path) -> None:
+    """One line, before anything is written; a plan and what takes no times are nobody's concern."""
+    jobs = fake_worker("ok")
+    before = everything(tmp_path)
+
+    for command in (("sweep",), ("graph", "--dispatch-tax")):
+        answer = mlaprof(*command, "study.yaml")
+        assert answer.code == 4
+        assert (
+            "NVIDIA H100 80GB HBM3: also used by process 4711, 12," in answer.complaint
+            and "--shared-gpu" in answer.complaint
+        )
+    assert (everything(tmp_path), jobs) == (before, [])
+
+    assert mlaprof("sweep", "study.yaml", "--dry-run").code == 0
+    assert mlaprof("sweep", "study.yaml", "--device", "cpu").code == 0
+
+
+def test_a_shared_gpu_is_measured_where_the_user_says_so(
+    mlaprof: Mlaprof, fake_worker, shared: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """With a warning; a run that began beside nobody is not resumed beside others unasked."""
+    fake_worker("exit", 3)
+    begun = mlaprof("sweep", "study.yaml", "--shared-gpu", "--out", "run.mlaprof")
+    assert begun.code == 5 and "warning: NVIDIA H100" in begun.err and "also used by process 4711, 12" in begun.err
+    before = (tmp_path / "run.mlaprof").read_bytes()
+    jobs = fake_worker("ok")
+
+    refused = mlaprof("sweep", "--resume", "run.mlaprof")
+    assert refused.code == 4 and "4711, 12" in refused.complaint
+    assert ((tmp_path / "run.mlaprof").read_bytes(), jobs) == (before, [])
+
+    assert mlaprof("sweep", "--resume", "run.mlaprof", "--shared-gpu").code == 0
+    assert mlaprof("sweep", "--resume", "run.mlaprof").code == 0  # nothing is left to be distorted
+    assert len(jobs) == 1
 
 
 def test_doctor_tells_what_this_machine_is(mlaprof: Mlaprof) -> None:

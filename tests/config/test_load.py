@@ -17,6 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from mlaprof import study
 from mlaprof.buckets import Buckets
 from mlaprof.checkpoint import checkpoint_problem, weight_shapes
 from mlaprof.config import hf
@@ -26,7 +27,7 @@ from mlaprof.config.yamltext import MAX_BYTES, dump, parse
 from mlaprof.errors import ConfigError
 from mlaprof.plan import expand
 from mlaprof.shapes import PRESETS
-from mlaprof.study import DEFAULT_MODES, MODES, Axes, BudgetSpec, CaptureSpec, Study
+from mlaprof.study import DEFAULT_MODES, MODES, Axes, BudgetSpec, CaptureSpec, MeasureSpec, Preset, Study
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 QUICKSTART = next(path for path in CONFIGS if path.stem == "quickstart")
@@ -113,7 +114,7 @@ BAD: list[tuple[str, str, int, str, str]] = [
     ("no layers", GOOD + "num_layers: 0\n", 5, "num_layers: 0 is less than 1", "use 1 or more"),
     ("unknown mlp", GOOD + "mlp: danse\n", 5, "mlp: 'danse' is not known here", "did you mean dense?"),
     ("no mlp", GOOD + "mlp:\n", 5, "mlp: expected text, got nothing", "none, dense"),
-    ("too few samples", GOOD + "measure: {min_samples: 10}\n", 5, "measure.min_samples: 10 is less than 30", "30 or"),
+    ("too few samples", GOOD + "measure: {min_samples: 5}\n", 5, "measure.min_samples: 5 is less than 6", "6 or"),
     ("next_n", GOOD + "batch: {next_n: 5}\n", 5, "batch.next_n: 5 is more than 4", "4 or less"),
     ("timeout", GOOD + "measure: {point_timeout_s: 0}\n", 5, "measure.point_timeout_s: 0", "above 0"),
     ("samples at odds", GOOD + "measure:\n  min_samples: 600\n", 6, "measure.min_samples: max_samples 500", "raise"),
@@ -540,6 +541,43 @@ def test_settings_win_over_the_file_and_the_file_over_defaults(load: Load) -> No
     study = load(text, settings=["measure.min_samples=30", "num_layers=3", "batch.seed=0x10"])
     assert (study.measure.min_samples, study.measure.max_samples, study.measure.warmup_s) == (30, 400, 0.2)
     assert (study.layer.num_layers, study.batch.seed) == (3, 16)
+
+
+@pytest.mark.parametrize("preset", ["quick", "standard", "rigorous"])
+def test_a_preset_wins_over_the_file_and_a_setting_over_a_preset(load: Load, preset: Preset) -> None:
+    """Of what it does not set, the file stays."""
+    text = GOOD + "measure: {processes: 2, min_samples: 40, max_samples: 400, warmup_s: 0.5}\n"
+    written = load(text).measure
+
+    assert load(text, preset=preset).measure == written.model_copy(update=study.PRESETS[preset])
+    set_too = load(text, preset=preset, settings=["measure.processes=7"]).measure
+    assert set_too == written.model_copy(update={**study.PRESETS[preset], "processes": 7})
+    assert load(GOOD, preset=preset).measure == MeasureSpec(**study.PRESETS[preset])
+
+
+def test_presets_are_legal_and_ask_for_more_and_more() -> None:
+    """Each is a MeasureSpec of its own; standard is what a study without `measure` has."""
+    quick, standard, rigorous = (MeasureSpec(**study.PRESETS[each]) for each in ("quick", "standard", "rigorous"))
+    assert standard == MeasureSpec()
+    for name in ("processes", "min_samples", "max_samples", "cell_time_s"):
+        assert getattr(quick, name) < getattr(standard, name) < getattr(rigorous, name)
+    assert rigorous.ci_half_width < standard.ci_half_width and rigorous.min_clock_ratio > standard.min_clock_ratio
+
+
+@pytest.mark.parametrize(
+    ("preset", "text", "set_too", "where"),
+    [
+        ("quick", GOOD, ["measure.min_samples=31"], "--quick"),
+        ("rigorous", GOOD, ["measure.max_samples=99"], "--set measure.max_samples=99"),
+        ("quick", GOOD + "measure: 3\n", [], "--quick"),
+    ],
+    ids=["quick", "rigorous", "no block"],
+)
+def test_a_preset_that_does_not_fit_names_its_option(
+    load: Load, preset: Preset, text: str, set_too: list[str], where: str
+) -> None:
+    error = complaint(load, text, preset=preset, settings=set_too)
+    assert error.where == where and error.message.startswith("measure.") and error.hint
 
 
 def test_a_later_setting_wins_and_may_reach_into_an_earlier_one(load: Load) -> None:
