@@ -251,4 +251,7 @@ def test_a_real_gpu_answers_every_query():
         assert index is not None
         reading = nvml.reading(index)
         assert None not in vars(reading).values()
-        assert nvml.gpus()[index].memory_bytes > held.nbytes
+        gpu = nvml.gpus()[index]
+    assert gpu.memory_bytes > held.nbytes
+    assert gpu.sm_count == torch.cuda.get_device_properties(0).multi_processor_count
+    assert gpu.vbios and gpu.sm_clock_hz and gpu.mem_clock_hz and gpu.mem_clock_max_hz
