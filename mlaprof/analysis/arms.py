@@ -1,58 +1,96 @@
-"""A timing that may be shown, and by how much one is faster than another."""
+"""The timings of an arm that may be shown, and by how much one is faster than another."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 from zlib import crc32
 
 import numpy as np
 
-from mlaprof.analysis.stats import Bootstrap, bootstrap, quotient
+from mlaprof.analysis.stats import BLOCK, Bootstrap, Estimate, hierarchical, paired, quotient
 from mlaprof.facts import Timing
 from mlaprof.records import Measurement
+
+Clock = Literal["device_s", "submit_s"]
 
 
 @dataclass(frozen=True, eq=False)
 class Arm:
-    """A timing that may be shown, and the bootstraps of its times, drawn once for every use."""
+    """The timings of one key that may be shown, by process, and the bootstraps of its times, drawn once for every use.
 
-    timing: Timing
-    device_s: Bootstrap
-    submit_s: Bootstrap | None
+    Of one process the rounds count as independent; of several, blocks of them are resampled.
+    """
+
+    key: str
+    timings: Mapping[int, Timing]
+
+    @cached_property
+    def device_s(self) -> Bootstrap:
+        found = self._bootstrap("device_s", self.key)
+        assert found is not None  # arm_of sees to it
+        return found
+
+    @cached_property
+    def submit_s(self) -> Bootstrap | None:
+        return self._bootstrap("submit_s", f"submit {self.key}")
+
+    def rounds(self, clock: Clock) -> dict[int, tuple[float, ...]]:
+        """The samples of a clock by process."""
+        return {process: getattr(timing, clock) for process, timing in self.timings.items()}
+
+    def estimate(self, series: Literal["latency_s", "sustained_s", "warm_device_s"]) -> Estimate | None:
+        """The median of a series that enters no ratio, over the processes that have it; None where none does."""
+        found = self._bootstrap(series, f"{series} {self.key}")
+        return found.estimate if found else None
+
+    def _bootstrap(self, series: str, name: str) -> Bootstrap | None:
+        every: list[Sequence[float]] = [getattr(timing, series) for timing in self.timings.values()]
+        processes = [samples for samples in every if samples]
+        if not processes:
+            return None
+        return hierarchical(processes, seed=crc32(name.encode()), block=BLOCK if len(processes) > 1 else 1)
 
 
-def arm_of(key: str, measurement: Measurement | None) -> Arm | None:
-    """The Arm of a timing; None where there is none that may be shown."""
-    if measurement is None or not measurement.outcome.usable:
+def arm_of(key: str, timings: Mapping[int, Measurement]) -> Arm | None:
+    """The Arm of the timings of a key by process; None where one of them may not be shown, or none has a sample.
+
+    A process without samples adds nothing.
+    """
+    if not all(each.outcome.usable for each in timings.values()):
         return None
-    timing = measurement.timing
-    if timing is None or not timing.device_s:
-        return None
-    return Arm(
-        timing,
-        device_s=bootstrap(timing.device_s, seed=crc32(key.encode())),
-        submit_s=bootstrap(timing.submit_s, seed=crc32(f"submit {key}".encode())) if timing.submit_s else None,
-    )
+    found = {process: each.timing for process, each in timings.items() if each.timing and each.timing.device_s}
+    return Arm(key, found) if found else None
 
 
-def speedup(
-    slower: Arm | None, arm: Arm | None, clock: Literal["device_s", "submit_s"] = "device_s"
-) -> Bootstrap | None:
-    """slower / arm by one of the clocks: above 1 where `arm` is faster. None where the two cannot be compared."""
+def speedup(slower: Arm | None, arm: Arm | None, clock: Clock = "device_s") -> Bootstrap | None:
+    """slower / arm by one of the clocks: above 1 where `arm` is faster. None where the two cannot be compared.
+
+    Where both have the same rounds in the same processes, exp of the median over the rounds of log(slower / arm);
+    elsewhere the quotient of their medians.
+    """
     if slower is None or arm is None or not _comparable(slower, arm):
         return None
-    base: Bootstrap | None = getattr(slower, clock)
-    new: Bootstrap | None = getattr(arm, clock)
-    if base is None or new is None or min(*getattr(slower.timing, clock), *getattr(arm.timing, clock)) <= 0:
+    before, after = slower.rounds(clock), arm.rounds(clock)
+    every = [*before.values(), *after.values()]
+    if not all(every) or min(map(min, every)) <= 0:
         return None
-    return _quotient(new, base)
+    if slower is arm:  # 1 exactly, its draws being no independent ones
+        return Bootstrap(1.0, np.ones(1), sum(map(len, before.values())))
+    if {process: len(each) for process, each in before.items()} == {
+        process: len(each) for process, each in after.items()
+    }:
+        seed = crc32(f"{clock} {slower.key} {arm.key}".encode())
+        return paired(list(after.values()), list(before.values()), seed=seed)
+    base, new = getattr(slower, clock), getattr(arm, clock)
+    return quotient(new, base)
 
 
 def _comparable(one: Arm, other: Arm) -> bool:
-    return one.timing.clock == other.timing.clock and one.timing.cache == other.timing.cache
-
-
-def _quotient(base: Bootstrap, new: Bootstrap) -> Bootstrap:
-    """new / base; a series over itself is 1 exactly, its draws being no independent ones."""
-    return Bootstrap(1.0, np.ones(1), base.n) if base is new else quotient(base, new)
+    (clocks, caches) = (
+        {getattr(timing, name) for arm in (one, other) for timing in arm.timings.values()}
+        for name in ("clock", "cache")
+    )
+    return len(clocks) == len(caches) == 1

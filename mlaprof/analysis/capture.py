@@ -31,10 +31,16 @@ def break_even(cell: Cell, cells: Mapping[str, Cell]) -> BreakEven | None:
         return None
     for mode in _EAGER_FORMS.get(cell.mode, ()):
         eager = cells.get("/".join(part for part in (cell.place, mode, cell.tiles) if part))
-        if eager is not None and eager.step is not None and eager.clock == cell.clock and eager.cache == cell.cache:
+        if eager is not None and eager.step is not None and _alike(eager, cell):
             faster = eager.step.ci_low > cell.step.ci_high
             return BreakEven(cost_s / (eager.step.median - cell.step.median), over=mode) if faster else None
     return None
+
+
+def _alike(one: Cell, other: Cell) -> bool:
+    """Their steps are times of one kind."""
+    kinds = [(each.clock, each.cache, each.sustained_s is None) for each in (one, other)]
+    return kinds[0] == kinds[1]
 
 
 def capture_cost_s(graph: GraphFacts | None) -> float | None:

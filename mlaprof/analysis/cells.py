@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from mlaprof.analysis.clocks import Bound, StepBudget, bound
 from mlaprof.analysis.ratios import BoundaryPrice, ModeMean, PiecewiseVsBreakable
 from mlaprof.analysis.stats import Estimate
 from mlaprof.facts import Check, GateFacts, GraphFacts, KernelResources, MemoryUse, SizeFacts, StepCounts
@@ -12,7 +13,6 @@ from mlaprof.records import Device, Status
 from mlaprof.study import Boundary, Mode, Phase
 
 CellStatus = Literal[Status, "missing"]
-Bound = Literal["host", "device", "mixed"]
 FindingKind = Literal[
     "incorrect",
     "failed",
@@ -25,11 +25,11 @@ FindingKind = Literal[
     "partial",
     "incomplete",
     "throttled",
-    "power_capped",
     "shared_gpu",
     "noisy",
     "self_synchronising",
     "host_bound",
+    "power_capped",
     "emulated",
 ]
 
@@ -43,20 +43,6 @@ class Breach:
     name: str  # the limit's field
     got: int
     limit: int
-
-
-@dataclass(frozen=True)
-class StepBudget:
-    """Where the time of a step in service goes, seconds; the parts sum to sustained_s, or to a longer busy_s."""
-
-    busy_s: float  # the device works: warm_device_s
-    sync_wait_s: float  # the device is idle, the host inside a synchronising call
-    host_stall_s: float  # the device is idle, the host's thread on no CPU
-    launch_gap_s: float  # the device is idle, waiting for the host to submit: what is left
-
-    @property
-    def total_s(self) -> float:
-        return self.busy_s + self.sync_wait_s + self.host_stall_s + self.launch_gap_s
 
 
 @dataclass(frozen=True)
@@ -132,9 +118,10 @@ class Cell:
 
     @property
     def step(self) -> Estimate | None:
-        """What a step takes in service, host and device at work at once: the longer of submit_s and device_s."""
+        """What a step takes in service, host and device at work at once: sustained_s, or where that was not measured
+        the longer of submit_s and device_s."""
         times = [each for each in (self.device_s, self.submit_s) if each]
-        return max(times, key=lambda each: each.median) if self.device_s else None
+        return self.sustained_s or (max(times, key=lambda each: each.median) if self.device_s else None)
 
     @property
     def coverage(self) -> float | None:
@@ -168,17 +155,22 @@ class Cell:
         return None if self.self_synchronising else self.submit_s.median / self.device_s.median
 
     @property
-    def margin_s(self) -> float | None:
-        """device_s - submit_s of the medians: by so much the device may get faster before the host is the limit."""
-        if self.emulated or self.self_synchronising or not self.device_s or not self.submit_s:
+    def bound(self) -> Bound | None:
+        """Who sets the pace in service; None where submit_ratio is."""
+        if self.submit_ratio is None or not self.device_s or not self.submit_s:
             return None
-        return self.device_s.median - self.submit_s.median
+        sustained, warm = (each.median if each else None for each in (self.sustained_s, self.warm_device_s))
+        return bound(self.device_s.median, self.submit_s.median, sustained, warm)
 
     @property
-    def bound(self) -> Bound | None:
-        """Who sets the pace in service: the host where it needs longer to submit the step than the device to run it."""
-        ratio = self.submit_ratio
-        return None if ratio is None else "host" if ratio > 1 else "device"
+    def margin_s(self) -> float | None:
+        """device_s - submit_s of the medians: by so much the device may get faster before the host is the limit.
+
+        None where submit_ratio is.
+        """
+        if self.submit_ratio is None or not self.device_s or not self.submit_s:
+            return None
+        return self.device_s.median - self.submit_s.median
 
 
 @dataclass(frozen=True)

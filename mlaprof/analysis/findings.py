@@ -48,9 +48,11 @@ def findings(cells: Iterable[Cell], budget: BudgetSpec) -> tuple[Finding, ...]:
         Finding("partial", keys(c for c in every if c.notes)),
         Finding("incomplete", keys(c for c in every if c.counts and not c.counts.complete)),
         Finding("throttled", keys(c for c in every if c.throttled)),
+        Finding("shared_gpu", keys(c for c in every if c.other_processes)),
         Finding("noisy", keys(c for c in every if c.device_s and c.device_s.half_width > NOISY_HALF_WIDTH)),
         Finding("self_synchronising", keys(c for c in every if c.self_synchronising)),
         Finding("host_bound", keys(c for c in every if c.bound == "host")),
+        Finding("power_capped", keys(c for c in every if c.power_capped)),
         Finding("emulated", keys(c for c in every if c.emulated and c.timed)),
     ]
     return tuple(finding for finding in found if finding.keys)

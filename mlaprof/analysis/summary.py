@@ -2,72 +2,38 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
-from functools import reduce
-from operator import or_
+from collections.abc import Mapping
+from dataclasses import replace
 from statistics import median
 
 from mlaprof.analysis.arms import Arm, arm_of, speedup
 from mlaprof.analysis.capture import boundary_prices, break_even, piecewise_vs_breakable
 from mlaprof.analysis.cells import Cell, CellStatus, Summary
+from mlaprof.analysis.clocks import StepBudget, step_budget
 from mlaprof.analysis.findings import breaches, findings
 from mlaprof.analysis.floor import noise_floor, twin_trouble
+from mlaprof.analysis.keys import identity, of_point
 from mlaprof.analysis.ratios import ModeMean
+from mlaprof.analysis.seen import Seen, collect
 from mlaprof.analysis.stats import Bootstrap, geometric_mean
 from mlaprof.analysis.stored import stored_budget
-from mlaprof.machine.nvml import event_names
-from mlaprof.records import Kind, Measurement, Point, Run
-from mlaprof.study import BASELINE, BOUNDARIES, MODES, PHASES, PR_BOUNDARY, Boundary, Mode, Phase
-
-THROTTLE_REASONS = 0x08 | 0x20 | 0x40 | 0x80  # NVML: hardware slowdown, software or hardware thermal, power brake
-
-_KEY = re.compile(
-    rf"(?P<preset>.+)/(?P<phase>{'|'.join(PHASES)})/t(?P<num_tokens>\d+)/ctx(?P<context_len>\d+)"
-    rf"/(?P<way>(?P<mode>{'|'.join(MODES)})(?:@(?P<boundary>{'|'.join(BOUNDARIES)}))?)(?:/(?P<tiles>.+?))??(?P<twin>/aa)?"
-)
-
-
-@dataclass(frozen=True)
-class _Identity:
-    """What a key says; the tiles of a Point that was never measured are known by their label alone."""
-
-    preset: str
-    phase: Phase
-    num_tokens: int
-    context_len: int
-    mode: Mode
-    boundary: Boundary
-    way: str
-    tiles: str
+from mlaprof.facts import Timing
+from mlaprof.machine.nvml import POWER_CAP, THROTTLE_REASONS, event_names
+from mlaprof.records import Run
+from mlaprof.study import BASELINE, Boundary, Mode, Phase
 
 
 def summarize(run: Run) -> Summary:
-    """One Cell a Point key, in plan order. Raises ValueError on a planned key or a budget that is not one."""
+    """One Cell a Point key, in plan order. Raises ValueError on a planned line, its key or a budget that is not one."""
     manifest = run.manifest
-    expected: dict[str, tuple[str, ...]] = {}
-    for entry in manifest.planned:
-        kind, _, key = entry.partition(" ")
-        if not _is_twin(key):
-            expected[key] = (*expected.get(key, ()), kind)
-    seen: dict[str, dict[Kind, Measurement]] = {}
-    twins: dict[str, Measurement] = {}
-    for measurement in run.measurements:  # a later measurement of the same kind replaces an earlier one
-        if measurement.point.twin:
-            twins[measurement.point.key] = measurement
-        else:
-            seen.setdefault(measurement.point.key, {})[measurement.kind] = measurement
-    arms = {key: arm for key, kinds in seen.items() if (arm := arm_of(key, kinds.get("timing")))}
+    seen, twins = collect(run)
+    arms, twin_arms = _arms(seen), _arms(twins)
 
     on_cpu = manifest.device == "cpu"
-    cells = [
-        _cell(key, seen.get(key, {}), expected.get(key, ()), arms, emulated=on_cpu)
-        for key in dict.fromkeys([*expected, *seen])
-    ]
+    cells = [_cell(key, each, arms, emulated=on_cpu) for key, each in seen.items()]
     by_key = {cell.key: cell for cell in cells}
     budget = stored_budget(manifest.study_yaml)
-    troubles = twin_trouble(twins.values(), {key: kinds["timing"] for key, kinds in seen.items() if "timing" in kinds})
+    troubles = twin_trouble(twins, seen)
     cells = [
         replace(
             cell,
@@ -88,61 +54,19 @@ def summarize(run: Run) -> Summary:
         findings=findings(cells, budget),
         piecewise_vs_breakable=piecewise_vs_breakable(cells, arms),
         boundary_prices=boundary_prices(cells, arms),
-        floor=noise_floor(twins.values(), arms),
+        floor=noise_floor(twin_arms, {key: arm for key, arm in arms.items() if not by_key[key].tiles}),
     )
 
 
-def _is_twin(key: str) -> bool:
-    found = _KEY.fullmatch(key)
-    return found is not None and found["twin"] is not None
+def _arms(seen: Mapping[str, Seen]) -> dict[str, Arm]:
+    return {key: arm for key, each in seen.items() if (arm := arm_of(key, each.timings))}
 
 
-def _identity(key: str) -> _Identity:
-    """The parts of a Point key. Raises ValueError on anything else."""
-    found = _KEY.fullmatch(key)
-    if not found:
-        raise ValueError(f"key: expected preset/phase/tN/ctxN/mode[@boundary][/tiles][/aa], got {key!r}")
-    return _Identity(
-        preset=found["preset"],
-        phase=next(phase for phase in PHASES if phase == found["phase"]),
-        num_tokens=int(found["num_tokens"]),
-        context_len=int(found["context_len"]),
-        mode=next(mode for mode in MODES if mode == found["mode"]),
-        boundary=next((each for each in BOUNDARIES if each == found["boundary"]), PR_BOUNDARY),
-        way=found["way"],
-        tiles=found["tiles"] or "",
-    )
-
-
-def _of_point(point: Point) -> _Identity:
-    return _Identity(
-        preset=point.preset,
-        phase=point.phase,
-        num_tokens=point.num_tokens,
-        context_len=point.context_len,
-        mode=point.mode,
-        boundary=point.boundary,
-        way=point.way,
-        tiles=point.tiles_label,
-    )
-
-
-def _cell(
-    key: str,
-    kinds: Mapping[Kind, Measurement],
-    expected: tuple[str, ...],
-    arms: Mapping[str, Arm],
-    *,
-    emulated: bool,
-) -> Cell:
-    first = next(iter(kinds.values()), None)
-    who = _of_point(first.point) if first else _identity(key)
-    leading = _leading(kinds, expected)
+def _cell(key: str, seen: Seen, arms: Mapping[str, Arm], *, emulated: bool) -> Cell:
+    who = of_point(seen.first.point) if seen.first else identity(key)
+    leading, arm = seen.leading, arms.get(key)
     outcome: CellStatus = leading.outcome.status if leading else "missing"
-    arm = arms.get(key)
-    notes = [*_notes(kinds, expected, leading)]
-    if outcome == "ok" and leading is kinds.get("timing") and arm is None:
-        notes.append("the timing holds no samples")
+    unsampled = outcome == "ok" and leading is not None and leading.kind == "timing" and arm is None
     cell = Cell(
         key=key,
         preset=who.preset,
@@ -156,62 +80,91 @@ def _cell(
         outcome=outcome,
         emulated=leading.emulated if leading else emulated,
         stage="" if outcome in ("ok", "compiled", "missing") or leading is None else leading.outcome.stage,
-        reason=leading.outcome.reason if leading else "the run ended before this was measured",
-        notes=tuple(notes),
-        memory=next((each.memory for each in _ordered(kinds, "memory", "timing") if each.memory), None),
-        graph=next((each.graph for each in _ordered(kinds, "timing", "memory", "counts") if each.graph), None),
-        counts=next((each.counts for each in _ordered(kinds, "counts") if each.counts), None),
-        gate=next((each.gate for each in _ordered(kinds, "timing") if each.gate), None),
-        resources=next((each.resources for each in _ordered(kinds, "timing", "compile") if each.resources), ()),
-        checks=next((each.checks for each in _ordered(kinds, "timing", "memory") if each.checks), ()),
+        reason=seen.reason,
+        notes=(*seen.notes, "the timing holds no samples") if unsampled else seen.notes,
+        memory=next((each.memory for each in seen.of("memory", "timing") if each.memory), None),
+        graph=next((each.graph for each in seen.of("timing", "memory", "counts") if each.graph), None),
+        counts=next((each.counts for each in seen.of("counts") if each.counts), None),
+        gate=next((each.gate for each in seen.of("timing") if each.gate), None),
+        resources=next((each.resources for each in seen.of("timing", "compile") if each.resources), ()),
+        checks=next((each.checks for each in seen.of("timing", "memory") if each.checks), ()),
     )
     if arm is None:
         return cell
-    return _with_timing(cell, arm, arms.get(f"{cell.place}/{BASELINE}"), arms.get(f"{cell.place}/{cell.way}"))
+    return _with_ratios(
+        _with_timings(cell, arm), arm, arms.get(f"{cell.place}/{BASELINE}"), arms.get(f"{cell.place}/{cell.way}")
+    )
 
 
-def _ordered(kinds: Mapping[Kind, Measurement], *order: Kind) -> list[Measurement]:
-    return [kinds[kind] for kind in order if kind in kinds]
-
-
-def _leading(kinds: Mapping[Kind, Measurement], expected: tuple[str, ...]) -> Measurement | None:
-    """The measurement whose outcome is the cell's. A planned timing that is absent is not stood in for."""
-    if "timing" in kinds or "timing" in expected:
-        return kinds.get("timing")
-    return next(iter(_ordered(kinds, "compile", "memory", "counts", "dispatch")), None)
-
-
-def _notes(kinds: Mapping[Kind, Measurement], expected: tuple[str, ...], leading: Measurement | None) -> Iterable[str]:
-    for kind, measurement in kinds.items():
-        if measurement is not leading and measurement.outcome.status in ("failed", "incorrect", "skipped"):
-            reason = f": {measurement.outcome.reason}" if measurement.outcome.reason else ""
-            yield f"{kind} {measurement.outcome.status}{reason}"
-    for absent in expected:
-        if absent not in kinds and leading is not None:
-            yield f"{absent} missing: the run ended before it was measured"
-
-
-def _with_timing(cell: Cell, arm: Arm, baseline: Arm | None, default: Arm | None) -> Cell:
-    timing = arm.timing
-    seen_events = reduce(or_, timing.clock_event_reasons, 0)
-    faster, tiles_faster = speedup(baseline, arm), speedup(default, arm)
-    submit_faster = None if cell.emulated else speedup(baseline, arm, "submit_s")
-    return replace(
+def _with_timings(cell: Cell, arm: Arm) -> Cell:
+    """The cell with what its timings say, those of all processes together."""
+    timings = tuple(arm.timings.values())
+    first = timings[0]
+    events = [mask for each in timings for mask in each.clock_event_reasons]
+    seen_events = 0
+    for mask in events:
+        seen_events |= mask
+    clocked = replace(
         cell,
         device_s=arm.device_s.estimate,
         submit_s=arm.submit_s.estimate if arm.submit_s else None,
+        latency_s=arm.estimate("latency_s"),
+        sustained_s=arm.estimate("sustained_s"),
+        warm_device_s=arm.estimate("warm_device_s"),
+        processes=len(timings),
+        cache=first.cache,
+        clock=first.clock,
+        first_call_s=median(each.first_call_s for each in timings),
+        sm_clock_hz=_median(timings, "sm_clock_hz"),
+        power_w=_median(timings, "power_w"),
+        temperature_c=_median(timings, "temperature_c"),
+        clock_events=event_names(seen_events),
+        throttled=any(_throttled(each) for each in timings),
+        power_capped=sum(bool(mask & POWER_CAP) for mask in events) / len(events) if events else 0.0,
+        dropped_rounds=sum(each.dropped_rounds for each in timings),
+        other_processes=max(each.other_processes for each in timings),
+        unfilled=sum(each.unfilled for each in timings),
+    )
+    return replace(clocked, budget=_budget(clocked, timings))
+
+
+def _median(timings: tuple[Timing, ...], series: str) -> float | None:
+    samples = [sample for each in timings for sample in getattr(each, series)]
+    return median(samples) if samples else None
+
+
+def _throttled(timing: Timing) -> bool:
+    """The clocks stayed down; where void rounds were not yet measured again, any round with them down says so."""
+    if timing.stop is not None:
+        return timing.throttled
+    return any(mask & THROTTLE_REASONS for mask in timing.clock_event_reasons)
+
+
+def _budget(cell: Cell, timings: tuple[Timing, ...]) -> StepBudget | None:
+    """Sync waits are 0 where nothing counted them."""
+    if cell.emulated or cell.sustained_s is None or cell.warm_device_s is None:
+        return None
+    stalls = [
+        wall - on_cpu
+        for each in timings
+        if len(each.submit_s) == len(each.submit_cpu_s)
+        for wall, on_cpu in zip(each.submit_s, each.submit_cpu_s, strict=True)
+    ]
+    waits = cell.counts.sync_wait_s if cell.counts and cell.counts.syncs else None
+    return step_budget(
+        cell.sustained_s.median, cell.warm_device_s.median, median(stalls) if stalls else 0.0, waits or 0.0
+    )
+
+
+def _with_ratios(cell: Cell, arm: Arm, baseline: Arm | None, default: Arm | None) -> Cell:
+    faster = speedup(baseline, arm)
+    tiles_faster = speedup(default, arm) if cell.tiles else None
+    submit_faster = None if cell.emulated else speedup(baseline, arm, "submit_s")
+    return replace(
+        cell,
         speedup=faster.estimate if faster else None,
         submit_speedup=submit_faster.estimate if submit_faster else None,
-        tiles_speedup=tiles_faster.estimate if tiles_faster and cell.tiles else None,
-        cache=timing.cache,
-        clock=timing.clock,
-        first_call_s=timing.first_call_s,
-        sm_clock_hz=median(timing.sm_clock_hz) if timing.sm_clock_hz else None,
-        power_w=median(timing.power_w) if timing.power_w else None,
-        temperature_c=median(timing.temperature_c) if timing.temperature_c else None,
-        clock_events=event_names(seen_events),
-        throttled=bool(seen_events & THROTTLE_REASONS),
-        unfilled=timing.unfilled,
+        tiles_speedup=tiles_faster.estimate if tiles_faster else None,
     )
 
 

@@ -56,9 +56,14 @@ def point(mode: Mode = "full", num_tokens: int = 64, **changes: object) -> Point
 
 
 def samples(median_s: float, n: int = 50, spread: float = 0.002, seed: int = 0) -> tuple[float, ...]:
-    """n samples whose median is median_s exactly, spread evenly on either side in a random order."""
-    values = median_s * (1 + spread * np.linspace(-1, 1, n))
-    return tuple(np.random.default_rng(seed).permutation(values).tolist())
+    """n samples whose median is median_s, their logs spread evenly on either side in a random order.
+
+    The second half mirrors the first, so that the rounds of two series have the ratio of the medians for their median.
+    """
+    rng = np.random.default_rng(seed)
+    half = rng.permutation(np.linspace(-1, 1, n)[: n // 2]) * rng.choice([-1, 1], n // 2)
+    logs = spread * np.concatenate([half, np.zeros(n % 2), -half[::-1]])
+    return tuple((median_s * np.exp(logs)).tolist())
 
 
 def timing(

@@ -212,14 +212,33 @@ def test_a_throttled_cell_names_its_reasons(fake_runs: ModuleType) -> None:
     at = fake_runs.point()
     rounds = (0x4,) * 49 + (0x40,)
     summary = summarize(fake_runs.make_run([fake_runs.timing(at, 1e-4, clock_event_reasons=rounds)]))
-    assert only(summary).throttled
+    assert only(summary).throttled and only(summary).power_capped == 0.98
     assert only(summary).clock_events == ("SwPowerCap", "HwThermalSlowdown")
-    assert [finding.kind for finding in summary.findings] == ["throttled"]
+    assert [finding.kind for finding in summary.findings] == ["throttled", "power_capped"]
 
 
 def test_a_power_cap_is_a_regime_and_no_throttling(fake_runs: ModuleType) -> None:
     summary = summarize(fake_runs.make_run([fake_runs.timing(fake_runs.point(), 1e-4, clock_event_reasons=(4,) * 50)]))
     assert only(summary).clock_events == ("SwPowerCap",) and not only(summary).throttled
+    assert only(summary).power_capped == 1.0
+    assert [finding.kind for finding in summary.findings] == ["power_capped"]
+
+
+@pytest.mark.parametrize("stayed", [True, False])
+def test_where_void_rounds_were_measured_again_only_what_stayed_down_is_throttled(
+    fake_runs: ModuleType, stayed: bool
+) -> None:
+    """A round in which all arms were held down alike is kept, and is no ground for doubt."""
+    facts = {"clock_event_reasons": (0x40,) * 50, "throttled": stayed, "stop": "interval", "dropped_rounds": 7}
+    summary = summarize(fake_runs.make_run([fake_runs.timing(fake_runs.point(), 1e-4, **facts)]))
+    assert only(summary).throttled is stayed and only(summary).dropped_rounds == 7
+    assert [finding.kind for finding in summary.findings] == ["throttled"] * stayed
+
+
+def test_other_processes_on_the_gpu_are_told(fake_runs: ModuleType) -> None:
+    summary = summarize(fake_runs.make_run([fake_runs.timing(fake_runs.point(), 1e-4, other_processes=2)]))
+    assert only(summary).other_processes == 2
+    assert [finding.kind for finding in summary.findings] == ["shared_gpu"]
 
 
 def test_a_wide_interval_is_a_finding(fake_runs: ModuleType) -> None:
