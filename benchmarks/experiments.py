@@ -5,6 +5,7 @@ Seconds unless a name says otherwise. They use the clock, the rounds and the lay
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from mlaprof.worker.prepare import prepare
 from mlaprof.worker.rig import Rig
 from mlaprof.worker.timing import step_of
 
+NODES = "/sys/devices/system/node"
 STUDY = Path(__file__).with_name("protocol.yaml")
 Step = Callable[[], object]
 Steps = dict[str, Step]
@@ -108,16 +110,37 @@ def flush(process: int) -> dict[str, Any]:
 
 
 def warm_up(process: int) -> dict[str, Any]:
-    """Drift of the first 50 samples behind 3 s of idling and warm-ups of several lengths: first ten over last ten."""
+    """Drift of the first 50 samples behind 3 s of idling and warm-ups of several lengths: first ten over last ten.
+
+    A warm-up is of plain steps, as mlaprof's, or of samples, flush and spin included.
+    """
     layer, clock = Layer((1024,), ("full",)), CudaClock(cold=True, l2_bytes=l2_bytes())
     steps = layer.steps(1024)
     found: dict[str, Any] = {}
-    for warmup_s in (0.0, 0.025, 0.2, 1.0) * 2:
+    for of, warmup_s in (("steps", 0.025), ("steps", 0.2), ("steps", 1.0), ("samples", 0.2), ("samples", 1.0)) * 2:
         torch.cuda.synchronize()
         time.sleep(3.0)
-        times_s = sampled(steps, clock, 50, warmup_s=warmup_s)["full"]
-        found.setdefault(str(warmup_s), []).append(median(times_s[:10]) / median(times_s[-10:]) - 1)
+        begin_s = time.perf_counter()
+        while of == "samples" and time.perf_counter() - begin_s < warmup_s:
+            clock.sample(steps["full"])
+        times_s = sampled(steps, clock, 50, warmup_s=warmup_s if of == "steps" else 0.0)["full"]
+        found.setdefault(f"{of} {warmup_s}", []).append(median(times_s[:10]) / median(times_s[-10:]) - 1)
     return found
+
+
+def pinned(process: int) -> dict[str, Any]:
+    """An eager step and its graph in eight processes: four on a quarter of the CPUs each, four on all of them."""
+    cpus = sorted(os.sched_getaffinity(0))
+    quarter = len(cpus) // 4
+    if process < 4 and quarter:
+        os.sched_setaffinity(0, cpus[process * quarter : (process + 1) * quarter])
+    layer, clock = Layer((16,), ("monolithic_eager", "full")), CudaClock(cold=True, l2_bytes=l2_bytes())
+    times_s = sampled(layer.steps(16), clock, 40)
+    return {
+        "cpus": sorted(os.sched_getaffinity(0)),
+        "nodes": {each.name: (each / "cpulist").read_text().strip() for each in Path(NODES).glob("node[0-9]*")},
+        **{mode: median(each) for mode, each in times_s.items()},
+    }
 
 
 def bursts(process: int) -> dict[str, Any]:
@@ -210,6 +233,7 @@ EXPERIMENTS: dict[str, tuple[Callable[[int], dict[str, Any]], int]] = {  # name 
     "delay": (delay, 1),
     "flush": (flush, 1),
     "warm_up": (warm_up, 1),
+    "pinned": (pinned, 8),
     "bursts": (bursts, 1),
     "one_kernel": (one_kernel, 1),
     "clocks_under_load": (clocks_under_load, 1),
