@@ -200,8 +200,10 @@ def resolve(run: str, results: Path) -> Path:
     if Path(run).is_file():
         return Path(run)
     entries = list_runs(results)
-    if run == "latest" and entries:
-        return entries[0].path
+    # What `compare --confirm` measured again is no run to compare: asked twice, it would take the place of the first.
+    swept = [entry for entry in entries if entry.manifest.command[1:2] != ("compare",)]
+    if run == "latest" and swept:
+        return swept[0].path
     exact = [entry.path for entry in entries if run in (entry.manifest.run_id, entry.path.name)]
     if len(exact) == 1:
         return exact[0]

@@ -1,36 +1,28 @@
-"""Two runs joined by key: a verdict a cell, a geometric mean a way, and what differs around them."""
+"""Two runs, or two ways of running a step, joined cell by cell: verdicts, geometric means, and what differs."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
-from zlib import crc32
-
-import numpy as np
 
 from mlaprof.analysis.cells import Cell, Summary
+from mlaprof.analysis.changes import Change, adjusted, changes_of, mean_of
 from mlaprof.analysis.differences import MACHINE, Difference, mismatches, notes
-from mlaprof.analysis.stats import (
-    DRAWS,
-    Bootstrap,
-    Estimate,
-    benjamini_hochberg,
-    geometric_mean,
-    hierarchical,
-    holm,
-    mann_whitney,
-    quotient,
-)
-from mlaprof.analysis.summary import summarize
-from mlaprof.analysis.verdicts import Judgement, Verdict, floor_of, judge
-from mlaprof.facts import Timing
-from mlaprof.records import Run
+from mlaprof.analysis.limits import Limit, limit_of
+from mlaprof.analysis.sides import Side, side_of
+from mlaprof.analysis.stats import Estimate
+from mlaprof.analysis.stored import stored_study
+from mlaprof.analysis.verdicts import Judgement, Verdict, judge
+from mlaprof.records import Manifest, Run
+from mlaprof.study import MeasureSpec
+
+GATING_ROUNDS = MeasureSpec.model_fields["min_samples"].default  # of a single process; fewer make a quick run
 
 
 class FailOn(StrEnum):
-    """What a comparison fails on: a regression; also what is ambiguous or missing; nothing."""
+    """What a comparison fails on: a regression; also what is not settled or missing; nothing."""
 
     slower = "slower"
     ambiguous = "ambiguous"
@@ -39,14 +31,14 @@ class FailOn(StrEnum):
 
 @dataclass(frozen=True)
 class Delta:
-    """One key in both runs. ratio is new / base of the device medians: above 1 is slower.
+    """One cell of both sides. ratio is new / base of device times: above 1 is slower.
 
     The p-values are of one test of the two series, by itself and adjusted over all cells judged together: Holm's
     decides, Benjamini and Hochberg's is for reading. A throttled cell is not judged and has no adjusted ones.
     """
 
-    key: str
-    way: str
+    key: str  # of whole runs the Point's; of ways its place and tiles
+    way: str  # what it is averaged with
     verdict: Verdict
     base: Cell | None
     new: Cell | None
@@ -55,14 +47,22 @@ class Delta:
     p: float | None = None
     p_holm: float | None = None
     p_bh: float | None = None
+    limit: Limit | None = None
+    paired: bool = False
+    processes: tuple[int, int] | None = None  # of base and new
     rounds: int | None = None  # that each run needs to settle an AMBIGUOUS; None: rounds alone would not
 
     @property
     def regression(self) -> bool:
         """The new run is worse: slower, wrong, or failed where the base had a time."""
+        return self.broken or self.verdict == "SLOWER"
+
+    @property
+    def broken(self) -> bool:
+        """The new run has no time, or none that may be shown, where it should: no matter of noise."""
         if self.verdict == "FAILED":
             return self.base is not None and self.base.timed
-        return self.verdict in ("SLOWER", "INCORRECT")
+        return self.verdict == "INCORRECT"
 
 
 @dataclass(frozen=True)
@@ -72,29 +72,34 @@ class Comparison:
     base: Summary
     new: Summary
     threshold: float  # as asked
-    floor: float  # the larger one of the two runs
     deltas: tuple[Delta, ...]
     means: Mapping[str, Estimate]  # geometric mean of the ratios of each way, without throttled cells; n counts cells
     mismatches: tuple[Difference, ...]
     crossed: tuple[Difference, ...]
     notes: tuple[Difference, ...]
+    base_way: str | None = None  # None: the whole run
+    new_way: str | None = None
+    quick: tuple[str, ...] = ()  # which of base and new are quick runs
+    again: str | None = None  # the run that measured once more what was SLOWER
 
     @property
-    def limit(self) -> float:
-        """The smallest change that counts: the threshold, or the floor where that is larger."""
-        return max(self.threshold, self.floor)
+    def limits(self) -> tuple[float, float]:
+        """The smallest and the largest limit of a cell that both sides timed; the threshold without one."""
+        found = [delta.limit.value for delta in self.deltas if delta.limit] or [self.threshold]
+        return min(found), max(found)
 
     @property
     def judged(self) -> bool:
         """Some cell was timed in both runs, or is worse without: otherwise nothing was compared."""
-        told = ("SLOWER", "FASTER", "SAME", "AMBIGUOUS")
+        told = ("SLOWER", "FASTER", "SAME", "AMBIGUOUS", "THROTTLED")
         return any(delta.verdict in told or delta.regression for delta in self.deltas)
 
     def exit_code(self, fail_on: FailOn = FailOn.slower) -> Literal[0, 1, 3, 4]:
-        """4 the runs are of different kinds; 1 a regression; 3 something ambiguous; 0 neither.
+        """4 the runs are of different kinds; 1 a regression; 3 something not settled; 0 neither.
 
-        fail_on slower: ambiguous and missing cells pass. ambiguous: they do not, and a missing one is a regression.
-        never: nothing but 4 fails.
+        fail_on slower: ambiguous, throttled and missing cells pass. ambiguous: they do not, and a missing one is a
+        regression. never: nothing but 4 fails. A quick run reports and does not gate: what it finds slower counts as
+        ambiguous, and what is incorrect or failed counts as ever.
         """
         if self.mismatches:
             return 4
@@ -102,107 +107,89 @@ class Comparison:
             return 0
         found = {delta.verdict for delta in self.deltas}
         strict = fail_on is FailOn.ambiguous
-        if any(delta.regression for delta in self.deltas) or (strict and "MISSING" in found):
+        slower = "SLOWER" in found
+        if any(delta.broken for delta in self.deltas) or (slower and not self.quick) or (strict and "MISSING" in found):
             return 1
-        return 3 if strict and "AMBIGUOUS" in found else 0
+        return 3 if strict and (slower or not found.isdisjoint(("AMBIGUOUS", "THROTTLED"))) else 0
 
 
-@dataclass(frozen=True)
-class _Change:
-    """A key that both runs timed: the ratio of its medians, and the p-values of no change as in Delta."""
+def compare(
+    base: Run,
+    new: Run,
+    *,
+    base_way: str | None = None,
+    new_way: str | None = None,
+    threshold: float = 0.01,
+    cross_machine: bool = False,
+) -> Comparison:
+    """Join two runs by key, or one way of each by place and tiles, and judge each cell by the interval of its ratio.
 
-    ratio: Bootstrap
-    p: float
-    p_holm: float | None = None
-    p_bh: float | None = None
-
-
-def compare(base: Run, new: Run, *, threshold: float = 0.01, cross_machine: bool = False) -> Comparison:
-    """Join two runs by key and judge each cell by the interval of its ratio of medians.
+    base_way, new_way  `mode[@boundary]`, with `/aa` behind it the way's A/A twin; both or neither. Two ways of one run
+                       are paired by round
 
     SLOWER, FASTER: the whole interval lies beyond the limit and Holm's p-value is below 0.05; SAME: it lies inside;
-    AMBIGUOUS: neither. A cell that neither run could time is left out. cross_machine lets another machine pass.
-    Raises ValueError on a threshold outside (0, 1).
+    AMBIGUOUS: neither; THROTTLED: the clocks stayed down. A cell that neither run could time is left out.
+    cross_machine lets another machine pass.
+    Raises RunFileError on a way that a run lacks, ValueError on a threshold outside (0, 1) or on one way alone.
     """
     if not 0 < threshold < 1:
         raise ValueError(f"threshold: expected a ratio between 0 and 1, got {threshold}")
-    before, after = summarize(base), summarize(new)
-    base_cells = {cell.key: cell for cell in before.cells}
-    new_cells = {cell.key: cell for cell in after.cells}
-    floor = max(floor_of(before), floor_of(after))
-    base_timings, new_timings = _timings(base), _timings(new)
-    changes = {
-        key: _change(key, base_timings[key], new_timings[key])
-        for key in base_cells
-        if key in base_timings and key in new_timings
+    if (base_way is None) != (new_way is None):
+        raise ValueError(f"base_way, new_way: expected both or neither, got {base_way} and {new_way}")
+    before, after = side_of(base, base_way), side_of(new, new_way)
+    one_run = base_way is not None and base.manifest == new.manifest
+    pairs = {
+        key: (before.series[key], after.series[key])
+        for key in before.cells
+        if key in before.series and key in after.series
     }
-    throttled = {cell.key for cell in (*before.cells, *after.cells) if cell.throttled}
-    tested = _adjusted({key: change for key, change in changes.items() if key not in throttled})
-    limit = max(threshold, floor)
+    changes = changes_of(pairs, one_run=one_run)
+    throttled = {key for side in (before, after) for key, cell in side.cells.items() if cell.throttled}
+    tested = adjusted({key: change for key, change in changes.items() if key not in throttled})
     deltas = (
-        _delta(key, base_cells.get(key), new_cells.get(key), tested.get(key) or changes.get(key), limit)
-        for key in dict.fromkeys([*base_cells, *new_cells])
+        _delta(key, before, after, tested.get(key) or changes.get(key), threshold)
+        for key in dict.fromkeys([*before.cells, *after.cells])
     )
-    differ = tuple(mismatches(before, after))
+    differ = tuple(mismatches(before.summary, after.summary))
     crossed = tuple(each for each in differ if cross_machine and each.name in MACHINE)
     return Comparison(
-        base=before,
-        new=after,
+        base=before.summary,
+        new=after.summary,
         threshold=threshold,
-        floor=floor,
         deltas=tuple(delta for delta in deltas if delta),
-        means=_means(tested, new_cells),
+        means=_means(tested, before, after),
         mismatches=tuple(each for each in differ if each not in crossed),
         crossed=crossed,
         notes=tuple(notes(base.manifest, new.manifest)),
+        base_way=base_way,
+        new_way=new_way,
+        quick=tuple(name for name, run in (("base", base), ("new", new)) if is_quick(run.manifest)),
     )
 
 
-def _timings(run: Run) -> dict[str, Timing]:
-    """Key -> the timing that its cell shows, where every sample is positive."""
-    latest = {each.point.key: each for each in run.measurements if each.kind == "timing"}
-    return {
-        key: each.timing
-        for key, each in latest.items()
-        if each.outcome.usable and each.timing and each.timing.device_s and min(each.timing.device_s) > 0
-    }
+def is_quick(manifest: Manifest) -> bool:
+    """A run that was asked for one process and few rounds, as `--quick` asks: it shows, and settles nothing."""
+    study = stored_study(manifest.study_yaml) or {}
+    measure = study.get("measure")
+    asked = measure if isinstance(measure, dict) else {}
+    return bool(asked.get("processes", 1) == 1 and asked.get("min_samples", GATING_ROUNDS) < GATING_ROUNDS)
 
 
-def _change(key: str, base: Timing, new: Timing) -> _Change:
-    """new / base of two series taken apart; a series over itself is 1 exactly, its draws being no independent ones."""
-    if base == new:
-        return _Change(Bootstrap(1.0, np.ones(DRAWS), len(base.device_s)), 1.0)
-    drawn = [hierarchical([each.device_s], seed=_seed(key, each)) for each in (base, new)]
-    return _Change(quotient(*drawn), mann_whitney(base.device_s, new.device_s))
-
-
-def _seed(key: str, timing: Timing) -> int:
-    """Of the samples, not of the side they are on: exchanging the runs inverts the interval."""
-    return crc32(np.asarray(timing.device_s).tobytes(), crc32(key.encode()))
-
-
-def _adjusted(changes: Mapping[str, _Change]) -> dict[str, _Change]:
-    """The changes with p-values adjusted over all of them."""
-    p_values = [change.p for change in changes.values()]
-    rows = zip(changes.items(), holm(p_values), benjamini_hochberg(p_values), strict=True)
-    return {key: replace(change, p_holm=p_holm, p_bh=p_bh) for (key, change), p_holm, p_bh in rows}
-
-
-def _delta(key: str, base: Cell | None, new: Cell | None, change: _Change | None, limit: float) -> Delta | None:
-    known = new or base
-    assert known is not None  # the key came from one of the two
+def _delta(key: str, before: Side, after: Side, change: Change | None, threshold: float) -> Delta | None:
+    base, new = before.cells.get(key), after.cells.get(key)
+    way = _way(key, before, after)
     if base is None or new is None or not base.timed or not new.timed:
         found = _untimed(base, new)
-        return Delta(key, known.way, found.verdict, base, new, reason=found.reason) if found else None
+        return Delta(key, way, found.verdict, base, new, reason=found.reason) if found else None
     if change is None:
-        return Delta(
-            key, known.way, "AMBIGUOUS", base, new, reason="a sample of 0 s: the clock cannot resolve the step"
-        )
+        return Delta(key, way, "AMBIGUOUS", base, new, reason="a sample of 0 s: the clock cannot resolve the step")
+    floors = before.summary.floor, after.summary.floor
+    limit = limit_of(threshold, *floors, change.processes, paired=change.paired)
     ratio = change.ratio.estimate
-    found = judge(ratio, 1.0 if change.p_holm is None else change.p_holm, limit, base, new)
+    found = judge(ratio, 1.0 if change.p_holm is None else change.p_holm, limit.value, base, new)
     return Delta(
         key,
-        known.way,
+        way,
         found.verdict,
         base,
         new,
@@ -211,6 +198,9 @@ def _delta(key: str, base: Cell | None, new: Cell | None, change: _Change | None
         p=change.p,
         p_holm=change.p_holm,
         p_bh=change.p_bh,
+        limit=limit,
+        paired=change.paired,
+        processes=change.processes,
         rounds=found.rounds,
     )
 
@@ -229,8 +219,14 @@ def _untimed(base: Cell | None, new: Cell | None) -> Judgement | None:
     return Judgement("NEW", f"the base is {base.outcome} here" if base else "not in the base run")
 
 
-def _means(changes: Mapping[str, _Change], cells: Mapping[str, Cell]) -> dict[str, Estimate]:
-    by_way: dict[str, list[Bootstrap]] = {}
+def _way(key: str, before: Side, after: Side) -> str:
+    if before.way is not None:
+        return f"{after.way} over {before.way}"
+    return (after.cells.get(key) or before.cells[key]).way
+
+
+def _means(changes: Mapping[str, Change], before: Side, after: Side) -> dict[str, Estimate]:
+    by_way: dict[str, list[Change]] = {}
     for key, change in changes.items():
-        by_way.setdefault(cells[key].way, []).append(change.ratio)
-    return {way: geometric_mean(members).estimate for way, members in by_way.items()}
+        by_way.setdefault(_way(key, before, after), []).append(change)
+    return {way: mean_of(members).estimate for way, members in by_way.items()}

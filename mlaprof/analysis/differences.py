@@ -13,6 +13,9 @@ from mlaprof.records import Environment, Manifest
 from mlaprof.study import BatchSpec, BudgetSpec, CaptureSpec, LayerOptions, MeasureSpec
 
 MACHINE = frozenset({"device", "processor", "capture"})  # mismatches that another machine brings
+# Notes that are told before all others: what most often explains a change.
+WEIGHTY = ("GPU uuid", "driver", "torch", "triton", "kernel source", "git commit")
+MEASURED = ("driver", "torch", "triton", "kernel source", "git commit")  # what must be alike to measure a thing again
 
 # What a study stored before a setting existed ran with.
 DEFAULTS: dict[str, Any] = {
@@ -20,7 +23,7 @@ DEFAULTS: dict[str, Any] = {
     "batch": BatchSpec().model_dump(),
     "capture": CaptureSpec().model_dump(),
     "budget": BudgetSpec().model_dump(),
-    "measure": MeasureSpec().model_dump(),
+    "measure": {**MeasureSpec().model_dump(), "processes": 1},
 }
 
 
@@ -55,6 +58,17 @@ def refusal(found: Sequence[Difference]) -> MachineError:
     )
 
 
+def elsewhere(manifest: Manifest, here: Environment) -> Iterator[Difference]:
+    """What keeps a machine from measuring once more what a run measured: another processor, or other code."""
+    was, is_now = (each.processor(manifest.device) for each in (manifest.environment, here))
+    if was != is_now:
+        yield Difference("processor", was, is_now)
+    before, after = (_environment_facts(each) for each in (manifest.environment, here))
+    for name in MEASURED:
+        if before.get(name) != after.get(name):
+            yield Difference(name, before.get(name, "absent"), after.get(name, "absent"))
+
+
 def _capture(summary: Summary) -> str:
     return "emulated" if summary.emulated else "real"
 
@@ -64,9 +78,9 @@ def _cache(summary: Summary) -> str:
 
 
 def notes(base: Manifest, new: Manifest) -> Iterator[Difference]:
-    """What differs beside that and may explain a change."""
+    """What differs beside that and may explain a change; WEIGHTY ones first."""
     before, after = _facts(base), _facts(new)
-    for name in dict.fromkeys([*before, *after]):
+    for name in dict.fromkeys([*WEIGHTY, *before, *after]):
         was, is_now = before.get(name, "absent"), after.get(name, "absent")
         if was != is_now:
             yield Difference(name, was, is_now)
@@ -74,7 +88,14 @@ def notes(base: Manifest, new: Manifest) -> Iterator[Difference]:
 
 def _facts(manifest: Manifest) -> dict[str, str]:
     """What may explain a difference, name -> value."""
-    environment = manifest.environment
+    return {
+        **_environment_facts(manifest.environment),
+        "mlaprof": manifest.mlaprof_version,
+        **_study_facts(manifest.study_yaml),
+    }
+
+
+def _environment_facts(environment: Environment) -> dict[str, str]:
     return {
         **_gpu_facts(environment),
         "nvml": environment.nvml,
@@ -82,10 +103,8 @@ def _facts(manifest: Manifest) -> dict[str, str]:
         "python": environment.python,
         **environment.packages,
         **environment.variables,
-        "mlaprof": manifest.mlaprof_version,
         "kernel source": environment.kernel_source_sha256[:12],
         "git commit": f"{environment.git_commit or 'unknown'}{' (changed)' if environment.git_dirty else ''}",
-        **_study_facts(manifest.study_yaml),
     }
 
 

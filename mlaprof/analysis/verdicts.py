@@ -6,15 +6,15 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from mlaprof.analysis.cells import Cell, Summary
-from mlaprof.analysis.floor import LEAST_FLOOR
+from mlaprof.analysis.cells import Cell
 from mlaprof.analysis.stats import Estimate
 
-Verdict = Literal["SLOWER", "FASTER", "SAME", "AMBIGUOUS", "INCORRECT", "FAILED", "MISSING", "NEW"]
+Verdict = Literal["SLOWER", "FASTER", "SAME", "AMBIGUOUS", "THROTTLED", "INCORRECT", "FAILED", "MISSING", "NEW"]
 VERDICTS: tuple[Verdict, ...] = (
     "INCORRECT",
     "FAILED",
     "MISSING",
+    "THROTTLED",
     "SLOWER",
     "AMBIGUOUS",
     "FASTER",
@@ -30,16 +30,11 @@ MOST_ROUNDS = 5_000  # beyond it more rounds are no advice
 
 @dataclass(frozen=True)
 class Judgement:
-    """A verdict; reason and rounds only where it is AMBIGUOUS."""
+    """A verdict; rounds only where it is AMBIGUOUS, a reason where the interval alone does not tell it."""
 
     verdict: Verdict
     reason: str = ""
     rounds: int | None = None  # that each run needs for an interval that settles it; None: more would not
-
-
-def floor_of(summary: Summary) -> float:
-    """The A/A floor of a run, a ratio; of one that timed nothing twice the least there is, an assumption."""
-    return summary.floor.ratio if summary.floor else LEAST_FLOOR
 
 
 def judge(change: Estimate, p_adjusted: float, limit: float, base: Cell, new: Cell) -> Judgement:
@@ -49,7 +44,7 @@ def judge(change: Estimate, p_adjusted: float, limit: float, base: Cell, new: Ce
     """
     throttled = [name for name, cell in (("base", base), ("new", new)) if cell.throttled]
     if throttled:
-        return Judgement("AMBIGUOUS", f"throttled in {' and '.join(throttled)}")
+        return Judgement("THROTTLED", f"the clocks stayed down in {' and '.join(throttled)}")
     if change.n < MIN_SAMPLES:
         return Judgement("AMBIGUOUS", f"fewer than {MIN_SAMPLES} samples", MIN_SAMPLES)
     found = verdict(change, limit)
@@ -81,7 +76,8 @@ def verdict(change: Estimate, limit: float) -> Verdict:
 def rounds_to_settle(change: Estimate, limit: float) -> int | None:
     """How many rounds would shrink an ambiguous interval until it lies on one side of the limit.
 
-    The width falls with the root of the rounds, and the median is taken to stay; None beyond MOST_ROUNDS.
+    The width falls with the root of the rounds, and the median is taken to stay; None beyond MOST_ROUNDS. Rounds of
+    several processes are counted together, and where processes differ it takes more of them, not longer ones.
     """
     half_width = (math.log(change.ci_high) - math.log(change.ci_low)) / 2
     distance = abs(abs(math.log(change.median)) - math.log1p(limit))

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 
 from rich.console import Console
 
 from mlaprof.analysis.cells import Cell, Summary
 from mlaprof.analysis.compare import Comparison, Delta
-from mlaprof.analysis.differences import Difference
+from mlaprof.analysis.differences import WEIGHTY, Difference
+from mlaprof.analysis.limits import in_run_floor
 from mlaprof.analysis.stats import Estimate
-from mlaprof.analysis.verdicts import VERDICTS, floor_of
+from mlaprof.analysis.verdicts import VERDICTS
 from mlaprof.report import sentences
 from mlaprof.report.columns import Column, print_columns
 from mlaprof.report.lines import keys_by_reason, print_wrapped, styled
@@ -22,15 +24,22 @@ from mlaprof.report.units import change, time_unit
 def print_comparison(comparison: Comparison, console: Console) -> None:
     """What differs around the runs, a verdict a cell with the gravest first, and a geometric mean a way."""
     base, new = comparison.base, comparison.new
-    print_wrapped(f"base {base.run_id}: {sentences.processor(base)}", console, "bold")
-    print_wrapped(f"new  {new.run_id}: {sentences.processor(new)}", console, "bold")
+    print_wrapped(f"base {_name(base, comparison.base_way)}: {sentences.processor(base)}", console, "bold")
+    print_wrapped(f"new  {_name(new, comparison.new_way)}: {sentences.processor(new)}", console, "bold")
     for difference in comparison.mismatches:
         print_wrapped(f"MISMATCH {_differs(difference)}: ratios across it mean nothing", console, "bold red")
     for difference in comparison.crossed:
         print_wrapped(f"CROSS-MACHINE {_differs(difference)}: ratios are of the machines, too", console, "bold yellow")
     for difference in comparison.notes:
-        print_wrapped(f"note: {_differs(difference)}", console, "bright_black")
-    print_wrapped(f"noise floor: base {_floor(base)}; new {_floor(new)}", console)
+        if difference.name in WEIGHTY:
+            print_wrapped(f"DIFFERENT {_differs(difference)}", console, "yellow")
+        else:
+            print_wrapped(f"note: {_differs(difference)}", console, "bright_black")
+    print_wrapped(_floors(comparison), console)
+    for name in comparison.quick:
+        print_wrapped(f"{name} is a quick run: it reports, it does not gate", console, "yellow")
+    if comparison.again:
+        print_wrapped(f"what was slower is measured again in run {comparison.again}", console)
 
     deltas = sorted(comparison.deltas, key=lambda delta: VERDICTS.index(delta.verdict))
     if deltas:
@@ -45,18 +54,29 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
 def comparison_json(comparison: Comparison) -> str:
     """One JSON object: the runs, what differs, the cells in the base's plan order, and a geometric mean a way.
 
-    Ratios are new / base of the device medians, seconds; what is not known is null. floor: the larger one of the runs'.
+    Ratios are new / base of the device medians, or of rounds where `paired`, seconds; what is not known is null.
+    limit: the largest of a cell; floor: the larger one of its parts floor_in_run and floor_between.
     """
+    sides = (("base", comparison.base), ("new", comparison.new))
     return json.dumps(
         {
             "base": comparison.base.run_id,
             "new": comparison.new.run_id,
+            "base_way": comparison.base_way,
+            "new_way": comparison.new_way,
             "threshold": comparison.threshold,
-            "limit": comparison.limit,
+            "limit": comparison.limits[1],
             "floors": {
-                name: {"ratio": floor_of(summary), "pairs": summary.floor.cells if summary.floor else 0}
-                for name, summary in (("base", comparison.base), ("new", comparison.new))
+                name: {
+                    "ratio": in_run_floor(summary.floor),
+                    "pairs": summary.floor.cells if summary.floor else 0,
+                    "between": summary.floor.between if summary.floor else None,
+                    "processes": _processes(summary),
+                }
+                for name, summary in sides
             },
+            "quick": list(comparison.quick),
+            "again": comparison.again,
             **{
                 name: [{"name": each.name, "base": each.base, "new": each.new} for each in differences]
                 for name, differences in (
@@ -65,7 +85,7 @@ def comparison_json(comparison: Comparison) -> str:
                     ("notes", comparison.notes),
                 )
             },
-            "cells": [_cell_object(delta, comparison.floor) for delta in comparison.deltas],
+            "cells": [_cell_object(delta) for delta in comparison.deltas],
             "geomean": [{"way": way, **_ratio_object(mean), "cells": mean.n} for way, mean in comparison.means.items()],
         },
         indent=2,
@@ -73,13 +93,19 @@ def comparison_json(comparison: Comparison) -> str:
     )
 
 
-def _cell_object(delta: Delta, floor: float) -> dict[str, object]:
+def _cell_object(delta: Delta) -> dict[str, object]:
+    limit = delta.limit
     return {
         "key": delta.key,
         **_ratio_object(delta.ratio),
         "verdict": delta.verdict,
         "p_adjusted": delta.p_holm,
-        "floor": floor,
+        "floor": limit.floor if limit else None,
+        "floor_in_run": limit.in_run if limit else None,
+        "floor_between": limit.between if limit else None,
+        "limit": limit.value if limit else None,
+        "paired": delta.paired,
+        "processes": dict(zip(("base", "new"), delta.processes, strict=True)) if delta.processes else None,
         "reason": delta.reason,
         "p": delta.p,
         "p_bh": delta.p_bh,
@@ -129,15 +155,12 @@ def _print_deltas(comparison: Comparison, deltas: list[Delta], console: Console)
 def _print_tally(comparison: Comparison, console: Console) -> None:
     counts = Counter(delta.verdict for delta in comparison.deltas)
     tally = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict])
-    raised = comparison.limit > comparison.threshold
-    why = f", the noise floor ({_percent(comparison.threshold)} was asked)" if raised else ""
-    print_wrapped(f"{tally or 'nothing compared'} at a threshold of {_percent(comparison.limit)}{why}", console, "bold")
-    rounds = [delta.rounds for delta in comparison.deltas if delta.rounds]
-    if rounds:
+    print_wrapped(f"{tally or 'nothing compared'} at a threshold of {_threshold(comparison)}", console, "bold")
+    unsettled = [delta for delta in comparison.deltas if delta.rounds]
+    if unsettled:
         print_wrapped(
-            f"warning: an ambiguous interval reaches over the threshold. About {max(rounds)} rounds in each run would "
-            f"settle {len(rounds)} of {counts['AMBIGUOUS']}: raise measure.min_samples and measure.max_samples, "
-            "or compare with a larger threshold.",
+            f"warning: an ambiguous interval reaches over the threshold. {_what_settles(unsettled)} would settle "
+            f"{len(unsettled)} of {counts['AMBIGUOUS']}; or compare with a larger threshold.",
             console,
             "yellow",
         )
@@ -148,12 +171,69 @@ def _print_tally(comparison: Comparison, console: Console) -> None:
             console,
             "yellow",
         )
+    if counts["THROTTLED"]:
+        print_wrapped(
+            "warning: of a throttled cell no change can be told. Let the GPU cool, look at what else heats it with "
+            "nvidia-smi -q -d PERFORMANCE, and measure again.",
+            console,
+            "yellow",
+        )
+
+
+def _threshold(comparison: Comparison) -> str:
+    """`1.0%`; with what raised it, where that is a noise floor."""
+    low, high = comparison.limits
+    if high <= comparison.threshold:
+        return _percent(comparison.threshold)
+    limits = [delta.limit for delta in comparison.deltas if delta.limit]
+    between = any(limit.value > max(limit.in_run, limit.threshold) for limit in limits)
+    shown = _percent(high) if _percent(low) == _percent(high) else f"{_percent(low)} to {_percent(high)}"
+    floor = "the noise floor of fresh processes" if between else "the noise floor"
+    return f"{shown}, {floor} ({_percent(comparison.threshold)} was asked)"
+
+
+def _what_settles(unsettled: list[Delta]) -> str:
+    """What each run needs; of several processes more of them, for longer ones would differ as much."""
+    rounds = max(delta.rounds or 0 for delta in unsettled)
+    more = [
+        math.ceil(delta.rounds * max(delta.processes) / delta.ratio.n)
+        for delta in unsettled
+        if delta.rounds and delta.ratio and delta.processes and max(delta.processes) > 1
+    ]
+    if more:
+        return f"About {max(more)} processes in each run (measure.processes)"
+    return f"About {rounds} rounds in each run (measure.min_samples and measure.max_samples)"
+
+
+def _name(summary: Summary, way: str | None) -> str:
+    return summary.run_id if way is None else f"{summary.run_id}:{way}"
+
+
+def _processes(summary: Summary) -> int:
+    return max((cell.processes for cell in summary.cells), default=0)
+
+
+def _floors(comparison: Comparison) -> str:
+    """The line that says what noise the two runs showed, and what of it was not measured."""
+    judged = [delta for delta in comparison.deltas if delta.ratio]
+    if comparison.base_way is not None and judged and all(delta.paired for delta in judged):
+        return f"noise floor: {_floor(comparison.new)}; paired by round, so what processes differ by cancels"
+    sides = (("base", comparison.base), ("new", comparison.new))
+    return "noise floor: " + "; ".join(f"{name} {_floor(summary)}, {_between(summary)}" for name, summary in sides)
 
 
 def _floor(summary: Summary) -> str:
     if summary.floor is None:
-        return f"not measured, {_percent(floor_of(summary))} assumed"
+        return f"not measured, {_percent(in_run_floor(None))} assumed"
     return f"{_percent(summary.floor.ratio)} of {summary.floor.cells} A/A pairs"
+
+
+def _between(summary: Summary) -> str:
+    if summary.floor is not None and summary.floor.between is not None:
+        return f"{_percent(summary.floor.between)} between its {_processes(summary)} processes"
+    if _processes(summary) > 1:
+        return f"not measured between its {_processes(summary)} processes"
+    return "1 process: differences between processes are not seen"
 
 
 def _percent(ratio: float) -> str:

@@ -253,7 +253,9 @@ def test_a_throttled_cell_is_neither_slower_nor_faster_nor_in_a_mean(fake_runs: 
     new = fake_runs.make_run([fake_runs.timing(at, 2e-4, **hot), fake_runs.timing(well, 1e-4)])
     for pair_of_runs, where in (((base, new), "new"), ((new, base), "base"), ((new, new), "base and new")):
         result = compare(*pair_of_runs)
-        assert result.deltas[0].verdict == "AMBIGUOUS" and result.deltas[0].reason == f"throttled in {where}"
+        assert result.deltas[0].verdict == "THROTTLED"
+        assert result.deltas[0].reason == f"the clocks stayed down in {where}"
+        assert [result.exit_code(each) for each in FailOn] == [0, 3, 0] and result.judged
         assert result.deltas[0].p_holm is result.deltas[0].p_bh is None and result.deltas[0].ratio
         assert result.means["full"].n == 1 and result.means["full"].median == pytest.approx(1.0)
 
@@ -284,17 +286,17 @@ def test_a_floor_above_the_threshold_takes_its_place(fake_runs: ModuleType, monk
     def with_floor(run: Any) -> Any:
         return replace(summarize(run), floor=floors[run.manifest.run_id])
 
-    monkeypatch.setattr("mlaprof.analysis.compare.summarize", with_floor)
+    monkeypatch.setattr("mlaprof.analysis.sides.summarize", with_floor)
     at = fake_runs.point()
     base = fake_runs.make_run([fake_runs.timing(at, 1e-4)], run_id="base")
     new = fake_runs.make_run([fake_runs.timing(at, 1.02e-4)], run_id="new")
     for runs in ((base, new), (new, base)):
         result = compare(*runs)
-        assert (result.threshold, result.floor, result.limit) == (0.01, 0.03, 0.03)
+        assert (result.threshold, result.limits) == (0.01, (0.03, 0.03))
         assert result.deltas[0].verdict == "SAME"
     floors["base"] = None
-    assert compare(base, new).limit == 0.01 and compare(base, new).deltas[0].verdict == "SLOWER"
-    assert compare(base, new, threshold=0.001).limit == 0.005
+    assert compare(base, new).limits == (0.01, 0.01) and compare(base, new).deltas[0].verdict == "SLOWER"
+    assert compare(base, new, threshold=0.001).limits == (0.005, 0.005)
 
 
 def test_twins_are_no_cells_but_the_floor_of_their_run(fake_runs: ModuleType) -> None:
@@ -307,7 +309,7 @@ def test_twins_are_no_cells_but_the_floor_of_their_run(fake_runs: ModuleType) ->
     result = compare(noisy, new)
     assert [delta.key for delta in result.deltas] == [row.point.key for row in rows]
     assert [delta.verdict for delta in result.deltas] == ["SAME", "SAME"]
-    assert result.limit == pytest.approx(0.0296, abs=1e-4)
+    assert result.limits[0] == result.limits[1] == pytest.approx(0.0296, abs=1e-4)
 
 
 @settings(max_examples=40, deadline=None)

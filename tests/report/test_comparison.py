@@ -10,6 +10,7 @@ import pytest
 
 from mlaprof.analysis.cells import Floor
 from mlaprof.analysis.compare import Comparison, compare
+from mlaprof.analysis.limits import Limit
 from mlaprof.report.comparison import comparison_json, print_comparison
 
 Printed = Callable[..., Any]
@@ -44,7 +45,7 @@ def test_a_mismatch_is_said_on_top(fake_runs: ModuleType, printed: Printed) -> N
     print_comparison(compare(base, new), console)
     lines = text().splitlines()
     assert lines[2].startswith("MISMATCH processor: NVIDIA H100 80GB HBM3 -> NVIDIA H200")
-    assert "note: driver: 580.1 -> 590.0" in lines
+    assert lines[3] == "DIFFERENT driver: 580.1 -> 590.0"
 
 
 @pytest.mark.parametrize("width", [80, 50])
@@ -82,10 +83,17 @@ def test_the_floors_and_the_threshold_that_decided_are_told(fake_runs: ModuleTyp
     console, text = printed(160)
     print_comparison(found, console)
     out = text()
-    assert "noise floor: base not measured, 0.5% assumed; new not measured, 0.5% assumed" in out
+    unseen = "not measured, 0.5% assumed, 1 process: differences between processes are not seen"
+    assert f"noise floor: base {unseen}; new {unseen}" in " ".join(out.split())
     assert "1 SLOWER, 1 SAME at a threshold of 0.5%, the noise floor (0.1% was asked)" in out
 
-    measured = replace(found, new=replace(found.new, floor=Floor(0.0062, 12)), floor=0.0062, threshold=0.0125)
+    limit = Limit(0.0125, 0.0062)
+    measured = replace(
+        found,
+        new=replace(found.new, floor=Floor(0.0062, 12)),
+        deltas=tuple(replace(delta, limit=limit) for delta in found.deltas),
+        threshold=0.0125,
+    )
     console, text = printed(160)
     print_comparison(measured, console)
     assert "new 0.62% of 12 A/A pairs" in text()
@@ -103,7 +111,11 @@ def test_an_ambiguous_cell_is_told_with_the_rounds_that_would_settle_it(
     print_comparison(found, console)
     out = text()
     assert "rounds to settle" in out and "p (BH)" in out and "<0.001" in out
-    assert rounds and f"About {rounds} rounds in each run would settle 1 of 1" in " ".join(out.split())
+    assert (
+        rounds
+        and f"About {rounds} rounds in each run (measure.min_samples and measure.max_samples) would settle 1 of 1"
+        in " ".join(out.split())
+    )
 
 
 def test_what_more_rounds_cannot_settle_is_not_sent_for_more(fake_runs: ModuleType, printed: Printed) -> None:
@@ -112,10 +124,9 @@ def test_what_more_rounds_cannot_settle_is_not_sent_for_more(fake_runs: ModuleTy
     new = fake_runs.make_run([fake_runs.timing(at, 2e-4, clock_event_reasons=(0x40,) * 50)])
     console, text = printed(160)
     print_comparison(compare(base, new), console)
-    assert "AMBIGUOUS: throttled in new" in text()
-    console, text = printed(160)
-    print_comparison(compare(base, new), console)
-    assert "more rounds would not settle" in text()
+    out = " ".join(text().split())
+    assert "THROTTLED: the clocks stayed down in new" in out and "1 THROTTLED at a threshold" in out
+    assert "of a throttled cell no change can be told" in out and "rounds" not in out.split("1 THROTTLED at")[1]
 
 
 def test_an_allowed_machine_is_still_said_on_top(fake_runs: ModuleType, printed: Printed) -> None:
@@ -139,7 +150,9 @@ def test_json_holds_a_row_a_cell_and_a_mean_a_way(fake_runs: ModuleType) -> None
     assert [(mean["way"], mean["cells"]) for mean in found["geomean"]] == [("full", 1), ("split_eager", 1)]
     assert found["geomean"][0]["ratio"] == pytest.approx(1.1)
     assert (found["base"], found["new"], found["limit"]) == ("base", "new", 0.01)
-    assert found["floors"]["new"] == {"ratio": 0.005, "pairs": 0}
+    assert found["floors"]["new"].items() >= {"ratio": 0.005, "pairs": 0, "between": None}.items()
+    assert (slower["floor_in_run"], slower["floor_between"], slower["limit"]) == (0.005, None, 0.01)
+    assert slower["paired"] is False and slower["processes"] == {"base": 1, "new": 1}
 
 
 def test_json_of_what_was_not_timed_twice_has_nulls(fake_runs: ModuleType) -> None:

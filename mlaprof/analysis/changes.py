@@ -1,0 +1,149 @@
+"""By how much a cell changed: the ratio of two series with its interval, and the p-value of no change."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from zlib import crc32
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlaprof.analysis.sides import Series
+from mlaprof.analysis.spread import Levels, Spread, spreads
+from mlaprof.analysis.stats import (
+    DRAWS,
+    Bootstrap,
+    benjamini_hochberg,
+    geometric_mean,
+    hierarchical,
+    holm,
+    mann_whitney,
+    paired,
+    quotient,
+)
+
+Samples = Sequence[Sequence[float]]
+"""The rounds of each process."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """The ratio new / base of device times. The p-values are of one test of the two series, by itself and adjusted
+    over all cells judged together, None before that: Holm's decides, Benjamini and Hochberg's is for reading."""
+
+    ratio: Bootstrap
+    p: float
+    paired: bool  # round by round, as two arms of one process are measured
+    processes: tuple[int, int]  # of base and new
+    levels: Levels | None = None  # of an unpaired change
+    p_holm: float | None = None
+    p_bh: float | None = None
+
+
+def changes_of(pairs: Mapping[str, tuple[Series, Series]], *, one_run: bool) -> dict[str, Change]:
+    """The Change of each pair of series, base and new.
+
+    Two arms of one run whose processes hold equal numbers of rounds are paired, and so is a series with itself: the
+    ratio is of each round, and p of Wilcoxon's signed ranks. Otherwise the ratio is of the medians over all rounds, its
+    interval of what the rounds and the processes both leave open (`spreads`), and p of Mann and Whitney's U over all
+    rounds: processes that differ make that too small, so it may only veto what the interval found.
+    """
+    apart = {
+        key: (_levels(base), _levels(new)) for key, (base, new) in pairs.items() if not _together(base, new, one_run)
+    }
+    found = spreads(apart)
+    return {
+        key: _unpaired(key, *pair, apart[key], found.get(key)) if key in apart else _paired(key, *pair)
+        for key, pair in pairs.items()
+    }
+
+
+def mean_of(changes: Sequence[Change]) -> Bootstrap:
+    """The geometric mean of their ratios; n is the number of ratios. A process may move all cells together, so the
+    interval of unpaired ones is no narrower than the means of each process lie apart. Raises ValueError on none."""
+    mean = geometric_mean([change.ratio for change in changes])
+    levels = [change.levels for change in changes if change.levels]
+    freedom = sum(changes[0].processes) - 2
+    if freedom == 0 or len(levels) < len(changes) or len({change.processes for change in changes}) > 1:
+        return mean
+    sides = [np.mean([each[place] for each in levels], axis=0) for place in (0, 1)]
+    variance = sum(float(np.sum((side - side.mean()) ** 2)) for side in sides) / freedom
+    error = variance * sum(1 / side.size for side in sides)
+    if error <= float(np.var(np.log(mean.draws))):
+        return mean
+    return replace(mean, draws=mean.value * _factors(error, freedom, crc32(np.concatenate(sides).tobytes())))
+
+
+def _together(base: Series, new: Series, one_run: bool) -> bool:
+    return base == new or (one_run and _rounds(base) == _rounds(new))
+
+
+def _paired(key: str, base: Series, new: Series) -> Change:
+    befores, afters = _samples(base), _samples(new)
+    seed = _seed(key, befores) ^ _seed(key, afters)  # of both: exchanging the sides inverts the interval
+    ratio = paired(befores, afters, seed=seed)
+    return Change(ratio, _signed_ranks(befores, afters), True, (len(base), len(new)))
+
+
+def _unpaired(key: str, base: Series, new: Series, levels: Levels, spread: Spread | None) -> Change:
+    sides = _samples(base), _samples(new)
+    seeds = [_seed(key, side) for side in sides]
+    within = [_within(side, seed) for side, seed in zip(sides, seeds, strict=True)]
+    ratio = quotient(*within)
+    if spread is not None:
+        # Processes that agree by chance tell no more than their rounds do.
+        errors = (
+            max(spread.variance / len(side), float(np.var(np.log(drawn.draws))))
+            for side, drawn in zip(sides, within, strict=True)
+        )
+        ratio = replace(ratio, draws=ratio.value * _factors(sum(errors), spread.freedom, seeds[0] ^ seeds[1]))
+    p = mann_whitney(*(np.concatenate(side).tolist() for side in sides))
+    return Change(ratio, p, False, (len(base), len(new)), levels)
+
+
+def _within(processes: Samples, seed: int) -> Bootstrap:
+    """The median over all rounds, and draws of what these leave open in the very processes that ran."""
+    value = float(np.median(np.concatenate(processes)))
+    levelled = [(np.asarray(each) * (value / np.median(each))).tolist() for each in processes]
+    return replace(hierarchical(levelled, seed=seed), value=value)
+
+
+def _factors(variance: float, freedom: float, seed: int) -> NDArray[np.float64]:
+    """By what factors a ratio may miss the true one: Student's t, the processes of both sides being the replicates."""
+    drawn = np.random.default_rng(seed).standard_t(freedom, size=DRAWS // 2)
+    both = np.sqrt(variance) * np.concatenate([drawn, -drawn])  # exchanging the sides inverts the interval
+    factors: NDArray[np.float64] = np.exp(np.clip(both, -300.0, 300.0))  # few processes have far draws: no infinity
+    return factors
+
+
+def adjusted(changes: Mapping[str, Change]) -> dict[str, Change]:
+    """The changes with p-values adjusted over all of them."""
+    p_values = [change.p for change in changes.values()]
+    rows = zip(changes.items(), holm(p_values), benjamini_hochberg(p_values), strict=True)
+    return {key: replace(change, p_holm=p_holm, p_bh=p_bh) for (key, change), p_holm, p_bh in rows}
+
+
+def _samples(series: Series) -> Samples:
+    return [timing.device_s for timing in series.values()]
+
+
+def _rounds(series: Series) -> dict[int, int]:
+    return {process: len(timing.device_s) for process, timing in series.items()}
+
+
+def _levels(series: Series) -> list[float]:
+    return [float(np.log(np.median(samples))) for samples in _samples(series)]
+
+
+def _seed(key: str, processes: Samples) -> int:
+    """Of the samples, not of the side they are on: exchanging the runs inverts the interval."""
+    return crc32(np.concatenate(processes).tobytes(), crc32(key.encode()))
+
+
+def _signed_ranks(base: Samples, new: Samples) -> float:
+    """The two-sided p-value of Wilcoxon's signed ranks over the log ratios of all rounds, as if independent."""
+    from scipy.stats import wilcoxon  # costs a second to import, and many a command needs none
+
+    logs = np.log(np.concatenate(new)) - np.log(np.concatenate(base))
+    return float(wilcoxon(logs, alternative="two-sided").pvalue) if logs.any() else 1.0
