@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from mlaprof.analysis.cells import Cell, StepBudget, Summary
+from mlaprof.analysis.cells import Cell, Summary
+from mlaprof.analysis.clocks import StepBudget
 from mlaprof.analysis.stats import Estimate
 from mlaprof.analysis.summary import summarize
 

@@ -5,7 +5,8 @@ from typing import get_args
 
 import pytest
 
-from mlaprof.analysis.cells import CellStatus, StepBudget
+from mlaprof.analysis.cells import CellStatus
+from mlaprof.analysis.clocks import StepBudget
 from mlaprof.analysis.verdicts import VERDICTS, Verdict
 from mlaprof.facts import MemoryUse
 from mlaprof.report.style import BOUNDARY, BUDGET_PARTS, MEMORY_PARTS, MODE, STATUS, VERDICT

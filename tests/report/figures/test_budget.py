@@ -9,7 +9,8 @@ from types import ModuleType
 import pytest
 from matplotlib.figure import Figure
 
-from mlaprof.analysis.cells import StepBudget, Summary
+from mlaprof.analysis.cells import Summary
+from mlaprof.analysis.clocks import StepBudget
 from mlaprof.analysis.groups import groups
 from mlaprof.analysis.summary import summarize
 from mlaprof.report.figures.budget import budget
