@@ -64,13 +64,9 @@ def bootstrap(samples: Sequence[float], *, seed: int, block: int = 1) -> Bootstr
     block 1 takes the samples as independent; more resamples blocks of so many neighbours, fewer in a series of less
     than four blocks, and is never narrower than block 1. Raises ValueError on no samples or on one that is not finite.
     """
-    values = _finite(samples)
-    effective = values.size / _inflation(values, block)
-    return Bootstrap(
-        float(np.median(values)),
-        _median_draws(np.sort(values), effective, np.random.default_rng(seed)),
-        int(values.size),
-    )
+    rounds = _rounds(_finite(samples), block)
+    draws = _median_draws(rounds.ordered, rounds.effective, np.random.default_rng(seed))
+    return Bootstrap(rounds.median, draws, rounds.ordered.size)
 
 
 def hierarchical(processes: Sequence[Sequence[float]], *, seed: int, block: int = BLOCK) -> Bootstrap:
@@ -89,7 +85,7 @@ def hierarchical(processes: Sequence[Sequence[float]], *, seed: int, block: int 
     if len(processes) == 1:
         return bootstrap(processes[0], seed=seed, block=block)
     series = [_finite(samples) for samples in processes]
-    value = float(np.median(np.concatenate(series)))
+    value = _middle(np.sort(np.concatenate(series)))
     rounds = sum(values.size for values in series)
     if min(values.min() for values in series) <= 0:  # no ratio will be taken of what the clock cannot resolve
         return Bootstrap(value, value + _deviations(series, seed, block), rounds)
@@ -116,7 +112,7 @@ def paired(
         if (least := min(rounds.min() for rounds in side)) <= 0:
             raise ValueError(f"{name}: expected positive samples, got {least:g}")
     ratios = [np.log(after) - np.log(before) for before, after in zip(*sides, strict=True)]
-    value = float(np.median(np.concatenate(ratios)))
+    value = _middle(np.sort(np.concatenate(ratios)))
     sign = -1.0 if value < 0 else 1.0  # drawn the same way round whichever is the base
     deviations = sign * _deviations([sign * each for each in ratios], seed, block)
     return Bootstrap(float(np.exp(value)), _exp(value + deviations), sum(shapes[0]))
@@ -187,54 +183,75 @@ def _finite(samples: Sequence[float]) -> Floats:
     return values
 
 
-def _inflation(values: Floats, block: int) -> float:
+@dataclass(frozen=True)
+class _Rounds:
+    """The samples of one process."""
+
+    ordered: Floats
+    median: float
+    effective: float  # independent samples that would spread the median as much
+
+    @property
+    def error(self) -> float:
+        """The standard error of the median by the distance of two order statistics (McKean and Schrader 1984)."""
+        n = self.ordered.size
+        reach = NORMAL_QUANTILE * n / float(np.sqrt(self.effective)) / 2
+        below = max(0, round((n - 1) / 2 - reach))
+        return float(self.ordered[-1 - below] - self.ordered[below]) / (2 * NORMAL_QUANTILE)
+
+
+def _rounds(values: Floats, block: int) -> _Rounds:
+    ordered = np.sort(values)
+    median = _middle(ordered)
+    return _Rounds(ordered, median, values.size / _inflation(np.sign(values - median), block))
+
+
+def _middle(ordered: Floats) -> float:
+    """np.median of sorted samples, without its overhead: a summary takes tens of thousands."""
+    n = ordered.size
+    return float(ordered[(n - 1) // 2] + ordered[n // 2]) / 2
+
+
+def _inflation(side: Floats, block: int) -> float:
     """By how much resampling blocks of neighbours spreads the median's rank more than resampling single samples: >= 1.
+
+    side   for each sample 1, 0 or -1: above, at or below the median
 
     The median follows how many samples lie below it, and of that count the circular block bootstrap has the variance
     of the blocks' sums (Politis and Romano 1992). Below 1 it is noise of a short series, and would claim too much.
     """
-    length = min(block, values.size // 4)  # of fewer blocks the variance is not to be had
-    side = np.sign(values - np.median(values))
-    spread = float(np.mean(side**2))
-    if length < 2 or spread == 0:
+    length = min(block, side.size // 4)  # of fewer blocks the variance is not to be had
+    unequal = float(side @ side)
+    if length < 2 or unequal == 0:
         return 1.0
     running = np.cumsum(np.concatenate([[0.0], side, side[: length - 1]]))
     sums = running[length:] - running[:-length]
-    return max(1.0, float(np.mean(sums**2)) / (length * spread))
+    return max(1.0, float(sums @ sums) / (length * unequal))
 
 
 def _deviations(series: Sequence[Floats], seed: int, block: int) -> Floats:
     """Draws of how far the median over all processes lies from the true one."""
     rng = np.random.default_rng(seed)
-    inflations = [_inflation(values, block) for values in series]
-    effective = sum(values.size / inflation for values, inflation in zip(series, inflations, strict=True))
-    about = np.sort(np.concatenate([values - np.median(values) for values in series]))
-    return _median_draws(about, effective, rng) + _between(series, inflations, rng)
+    processes = [_rounds(values, block) for values in series]
+    about = np.sort(np.concatenate([each.ordered - each.median for each in processes]))
+    return _median_draws(about, sum(each.effective for each in processes), rng) + _between(processes, rng)
 
 
-def _between(series: Sequence[Floats], inflations: Sequence[float], rng: np.random.Generator) -> Floats:
+def _between(processes: Sequence[_Rounds], rng: np.random.Generator) -> Floats | float:
     """Draws of how far the level of few processes lies from that of all that could have been started.
 
     Student's t with a degree of freedom fewer than processes, times the standard error of the mean of their medians.
     Zero of one process, which tells nothing of it, and where three or more differ by no more than their rounds let
     expect.
     """
-    count = len(series)
+    count = len(processes)
     if count == 1:
-        return np.zeros(DRAWS)
-    spread = float(np.var([np.median(values) for values in series], ddof=1))
-    expected = np.mean([_median_error(values, each) ** 2 for values, each in zip(series, inflations, strict=True)])
+        return 0.0
+    spread = float(np.var([each.median for each in processes], ddof=1))
+    expected = sum(each.error**2 for each in processes) / count
     if count > 2 and spread <= expected:
-        return np.zeros(DRAWS)
+        return 0.0
     return float(np.sqrt(spread / count)) * rng.permutation(_student(count - 1))
-
-
-def _median_error(values: Floats, inflation: float) -> float:
-    """The standard error of a median by the distance of two order statistics (McKean and Schrader 1984)."""
-    ordered = np.sort(values)
-    reach = NORMAL_QUANTILE * float(np.sqrt(inflation * values.size)) / 2
-    below = max(0, round((values.size - 1) / 2 - reach))
-    return float(ordered[-1 - below] - ordered[below]) / (2 * NORMAL_QUANTILE)
 
 
 def _median_draws(ordered: Floats, effective: float, rng: np.random.Generator) -> Floats:
