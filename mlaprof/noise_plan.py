@@ -1,4 +1,4 @@
-"""What `doctor --noise` runs: one small layer, in two modes, in many fresh processes."""
+"""What `doctor --noise` runs: a few steps of one layer, in many fresh processes."""
 
 from __future__ import annotations
 
@@ -10,26 +10,27 @@ from mlaprof.records import Device, Job, Point
 from mlaprof.shapes import PRESETS
 from mlaprof.study import BatchSpec, LayerSpec, MeasureSpec, Mode
 
-MODES: tuple[Mode, ...] = ("monolithic_eager", "full")  # the most and the least work for the host
 LEAST_ROUNDS, MOST_ROUNDS = 6, 5000  # of fewer a median has no 95 % interval
 CELL_TIME_S = 120.0  # no interval ends these rounds, only their number
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is timed on a device, and how often by default: minutes, most of them the start of the processes."""
+    """What is timed on a device, and how often by default: minutes, many of them the start of the processes."""
 
     preset: str
-    num_tokens: int
+    eager: tuple[int, ...]  # token counts of monolithic_eager, the most work for the host, and of full, the least
+    full: tuple[int, ...]
     processes: int
     rounds: int
     cache: Literal["cold", "warm"] = "cold"  # the default of a study
 
 
 SUBJECTS: dict[Device, Subject] = {
-    # A step of 0.7 ms: long enough that 1 % of it is several times the cost of a kernel.
-    "cuda": Subject("v3.2-tp8", num_tokens=64, processes=12, rounds=60),
-    "cpu": Subject("tiny", num_tokens=8, processes=6, rounds=60, cache="warm"),
+    # Steps of 0.6 to 0.9 ms: long enough that 1 % of them is several times the cost of a kernel. The host needs 6 ms
+    # for an eager one, and its samples three times that; a grid of several cells tells how processes differ.
+    "cuda": Subject("v3.2-tp8", eager=(64,), full=(256, 128, 64, 16), processes=12, rounds=40),
+    "cpu": Subject("tiny", eager=(8,), full=(16, 8), processes=6, rounds=60, cache="warm"),
 }
 
 
@@ -45,9 +46,11 @@ def noise_plan(device: Device, *, processes: int | None = None, rounds: int | No
         raise ValueError(f"processes: expected at least 1, got {processes}")
     if not LEAST_ROUNDS <= rounds <= MOST_ROUNDS:
         raise ValueError(f"rounds: expected {LEAST_ROUNDS} to {MOST_ROUNDS}, got {rounds}")
+    sizes: dict[Mode, tuple[int, ...]] = {"monolithic_eager": subject.eager, "full": subject.full}
     points = tuple(
-        Point(preset=subject.preset, phase="prefill", num_tokens=subject.num_tokens, context_len=0, mode=mode)
-        for mode in MODES
+        Point(preset=subject.preset, phase="prefill", num_tokens=num_tokens, context_len=0, mode=mode)
+        for mode, every in sizes.items()
+        for num_tokens in every
     )
     measure = MeasureSpec(
         cache=subject.cache, processes=processes, min_samples=rounds, max_samples=rounds, cell_time_s=CELL_TIME_S

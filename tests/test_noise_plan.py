@@ -16,8 +16,8 @@ def test_the_same_points_are_timed_in_every_process(device: str) -> None:
     assert [job.process for job in plan.jobs] == list(range(SUBJECTS[device].processes))
     assert {job.model_copy(update={"process": 0}) for job in plan.jobs} == {first}
     assert (first.kind, first.device) == ("noise", device)
-    assert [point.mode for point in first.points] == ["monolithic_eager", "full"]
-    assert len({point.cell for point in first.points}) == 1
+    assert {point.mode for point in first.points} == {"monolithic_eager", "full"}
+    assert len(first.points) == len({point.key for point in first.points}) >= 3
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
@@ -26,7 +26,7 @@ def test_there_are_processes_enough_for_two_runs_and_rounds_enough_for_windows(d
     standard = MeasureSpec()
 
     assert SUBJECTS[device].processes >= 2 * standard.processes
-    assert SUBJECTS[device].rounds >= 3 * standard.min_samples
+    assert SUBJECTS[device].rounds >= 2 * standard.min_samples
 
 
 def test_a_gpu_is_timed_as_a_study_times_it_by_default() -> None:

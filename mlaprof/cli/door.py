@@ -1,7 +1,7 @@
 """The door itself: the app, its two screens, what commands share, and the one exit policy.
 
-0 ok, 1 regression or broken budget, 2 usage or config error, 3 ambiguous (with --fail-on ambiguous),
-4 environment mismatch, 5 some cells failed or sizes were not captured, 130 interrupted.
+0 ok, 1 regression, broken budget or too noisy a GPU (doctor --noise), 2 usage or config error, 3 ambiguous (with
+--fail-on ambiguous), 4 environment mismatch, 5 some cells failed or sizes were not captured, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mlaprof.errors import ConfigError
 from mlaprof.opening import DeviceChoice
 from mlaprof.study import Preset, Study
 
-OVER_BUDGET, SOME_FAILED, INTERRUPTED = 1, 5, 130  # errors.py and Comparison.exit_code hold the others
+OVER_BUDGET, NOT_HELD, SOME_FAILED, INTERRUPTED = 1, 1, 5, 130  # errors.py and Comparison.exit_code hold the others
 READER_LEFT = 141  # what a shell reports for a program whose output nobody reads any more
 
 
@@ -34,8 +34,8 @@ class Screen(Console):
 
 app = typer.Typer(
     help="Profile the split MLA-DSA attention layer across CUDA-graph capture modes.\n\n"
-    "Exit codes: 0 ok, 1 regression or broken budget, 2 usage or config error, 3 ambiguous "
-    "(with --fail-on ambiguous), 4 environment mismatch, 5 some cells failed or sizes were not captured, "
+    "Exit codes: 0 ok, 1 regression, broken budget or too noisy a GPU (doctor --noise), 2 usage or config error, "
+    "3 ambiguous (with --fail-on ambiguous), 4 environment mismatch, 5 some cells failed or sizes were not captured, "
     "130 interrupted.",
     no_args_is_help=True,
     add_completion=False,

@@ -104,9 +104,10 @@ def finished_line(measurement: Measurement, *, ascii_only: bool = False) -> Text
 def _result(measurement: Measurement) -> str:
     if measurement.outcome.status not in ("ok", "compiled"):
         return " ".join(f"{measurement.outcome.stage}: {measurement.outcome.reason}".split())
-    if measurement.timing and measurement.timing.device_s:
+    timed = measurement.timing or measurement.noise
+    if timed and timed.device_s:
         stamp = " emulated" if measurement.emulated else ""
-        return f"{seconds(median(measurement.timing.device_s))}{stamp}"
+        return f"{seconds(median(timed.device_s))}{stamp}"
     if measurement.memory:
         return f"graph pool {size(measurement.memory.graph_pool_bytes)}"
     if measurement.counts:
