@@ -11,9 +11,9 @@ from mlaprof.analysis.stats import Estimate
 from mlaprof.report import sentences
 from mlaprof.report.columns import Column
 from mlaprof.report.style import BUDGET_PARTS
-from mlaprof.report.units import Unit, signed, time_unit
+from mlaprof.report.units import Unit, percent, signed, time_unit
 
-LITTLE = 0.02  # of a step
+LITTLE = 0.05  # of a step
 SHOWN_SIZES = 3  # in a terminal; Markdown and the exports have all
 
 
@@ -47,9 +47,9 @@ def clocks_columns(rows: Sequence[Cell], *, every_row: bool = False) -> list[Col
         Column("device", 6, medians(cell.device_s for cell in shown)),
         Column("latency", 5, medians(cell.latency_s for cell in shown)),
         Column("sustained", 0, medians(cell.sustained_s for cell in shown)),
-        Column("submit", 8, medians(cell.submit_s for cell in shown)),  # above stand device, submit and bound, too
+        Column("submit", 8, medians(cell.submit_s for cell in shown)),  # it stands above, as device does
         Column("margin", 2, margins),
-        Column("bound", 7, [bound_text(cell) for cell in shown], right=False),
+        Column("bound", 3, [bound_text(cell) for cell in shown], right=False),
         *(_part(shown, part) for part in BUDGET_PARTS),
     ]
 
@@ -85,11 +85,7 @@ def _part(rows: Sequence[Cell], part: str) -> Column:
     """GPU busy and launch gaps stay longest; a part that is nowhere much of a step goes first."""
     values = [getattr(cell.budget, part) / cell.budget.total_s for cell in rows if cell.budget]
     rank = 1 if part in ("busy_s", "launch_gap_s") else 4 if max(values) >= LITTLE else 9
-    return Column(BUDGET_PARTS[part].name, rank, [_percent(value) for value in values])
-
-
-def _percent(value: float) -> str:
-    return "<1%" if 0 < value < 0.005 else f"{value:.0%}"
+    return Column(BUDGET_PARTS[part].name, rank, [percent(value) for value in values])
 
 
 def _unit(rows: Sequence[Cell]) -> Unit:

@@ -9,7 +9,7 @@ from mlaprof.analysis.ratios import BoundaryPrice
 from mlaprof.facts import Ledger
 from mlaprof.report.lines import keys_by_reason
 from mlaprof.report.style import STATUS
-from mlaprof.report.units import seconds, size, times
+from mlaprof.report.units import percent, seconds, size, times
 
 RESIDUAL_LIMIT_BYTES = 4 * 2**20  # two granules of the driver; beyond it the ledger misses something
 
@@ -250,7 +250,7 @@ def _capped(timed: Sequence[Cell]) -> str:
     """A regime and no error, so it stands with the conditions."""
     rounds = [(cell.device_s.n, cell.power_capped) for cell in timed if cell.device_s]
     share = sum(n * capped for n, capped in rounds) / sum(n for n, _ in rounds)
-    return f", power-capped in {'under 1%' if share < 0.01 else f'{share:.0%}'} of rounds" if share else ""
+    return f", power-capped in {percent(share)} of rounds" if share else ""
 
 
 def bound(cell: Cell) -> str:

@@ -70,6 +70,11 @@ def share(value: float | None) -> str:
     return "" if value is None else f"{math.floor(1000 * value) / 10:.1f}%"
 
 
+def percent(value: float) -> str:
+    """`97%`; `<1%` and `>99%` where 0% and 100% would not be exact."""
+    return "<1%" if 0 < value < 0.005 else ">99%" if 0.995 <= value < 1 else f"{value:.0%}"
+
+
 def signed(value: float, unit: Unit) -> str:
     """`+12.34`, `-12.34`; a bare 0 for nothing."""
     return f"{'+' if value > 0 else ''}{unit.text(value)}" if value else "0"

@@ -53,7 +53,7 @@ def test_the_conditions_name_the_processes_where_there_are_several(
 
 @pytest.mark.parametrize(
     ("share", "words"),
-    [(0.0, ""), (0.003, ", power-capped in under 1% of rounds"), (0.6, ", power-capped in 20% of rounds")],
+    [(0.0, ""), (0.003, ", power-capped in <1% of rounds"), (0.6, ", power-capped in 20% of rounds")],
 )
 def test_a_power_cap_is_a_condition_of_the_rounds_of_all_cells(served: Served, share: float, words: str) -> None:
     """Of the third of them that one arm of three has."""

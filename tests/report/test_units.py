@@ -7,6 +7,7 @@ from mlaprof.report.units import (
     SECONDS,
     change,
     faster,
+    percent,
     plus_minus,
     seconds,
     signed,
@@ -94,6 +95,13 @@ def test_what_is_no_ratio_is_refused(ratio: float) -> None:
 def test_an_interval_is_half_its_width_in_per_cent() -> None:
     assert plus_minus(Estimate(100.0, 99.0, 101.0, 30)) == "±1.0%"
     assert plus_minus(Estimate(100.0, 80.0, 120.0, 30), "+-") == "+-20%"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.0, "0%"), (0.001, "<1%"), (0.666, "67%"), (0.9949, "99%"), (0.9999, ">99%"), (1.0, "100%")]
+)
+def test_a_percentage_of_nothing_or_all_is_exact(value: float, text: str) -> None:
+    assert percent(value) == text
 
 
 @pytest.mark.parametrize(("value", "text"), [(12.34e-6, "+12.34"), (-1.5e-3, "-1500"), (0.0, "0")])

@@ -11,7 +11,7 @@ from mlaprof.report.clocks_table import in_service, spread
 from mlaprof.report.figures.canvas import canvas, legend_above
 from mlaprof.report.figures.ways import by_way
 from mlaprof.report.style import BUDGET_PARTS
-from mlaprof.report.units import time_unit
+from mlaprof.report.units import percent, time_unit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -76,7 +76,7 @@ def _panel(axes: Axes, cells: Sequence[Cell], ways: Sequence[str]) -> None:
         left = [start + width for start, width in zip(left, widths, strict=True)]
     for row, each in zip(rows, found.values(), strict=True):
         axes.annotate(
-            f"{unit.text(each.total_s)}, {each.busy_s / each.total_s:.0%} busy",
+            f"{unit.text(each.total_s)}, {percent(each.busy_s / each.total_s)} busy",
             (each.total_s / unit.scale, row),
             xytext=(4, 0),
             textcoords="offset points",

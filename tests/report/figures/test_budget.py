@@ -54,7 +54,7 @@ def test_each_size_has_an_axis_of_its_own_from_zero(served: Served, texts: Texts
     assert (small.get_xlabel(), large.get_xlabel()) == ("us a step of 1 token", "ms a step of 1024 tokens")
     assert small.get_xlim()[0] == large.get_xlim()[0] == 0
     assert small.get_xlim()[1] > 630 and large.get_xlim()[1] > 645.1
-    assert "630.0, 16% busy" in texts(figure) and "70.35, 100% busy" in texts(figure)
+    assert "630.0, 16% busy" in texts(figure) and "70.35, >99% busy" in texts(figure)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 6, 9])
