@@ -20,7 +20,7 @@ from mlaprof.facts import (
     Timing,
 )
 from mlaprof.kernels.tiles import label
-from mlaprof.records import Device, Environment, Gpu, Kind, Manifest, Measurement, Outcome, Point, Run
+from mlaprof.records import Device, Environment, Gpu, Kind, Manifest, Measurement, Outcome, Point, Run, work
 from mlaprof.study import (
     BOUNDARIES,
     BOUNDED_MODES,
@@ -107,6 +107,27 @@ def timing(
         ),
         checks=(Check(name="replay equals eager", value=0.0, limit=0.0),),
     )
+
+
+def in_process(measurement: Measurement, process: int, factor: float = 1.0, **changes: object) -> Measurement:
+    """A timing as another fresh process has it: all its device and submit times longer by a factor."""
+    assert measurement.timing
+    times = {
+        name: tuple(factor * each for each in getattr(measurement.timing, name)) for name in ("device_s", "submit_s")
+    }
+    timing = measurement.timing.model_copy(update={**times, **changes})
+    return measurement.model_copy(update={"process": process, "timing": timing})
+
+
+def bursts(sustained_s: float, warm_device_s: float, n: int = 8, **changes: object) -> dict[str, object]:
+    """The series of a timing that are taken in bursts, as changes of `timing`."""
+    return {
+        "sustained_s": samples(sustained_s, n, seed=7),
+        "warm_device_s": samples(warm_device_s, n, seed=8),
+        "burst_steps": 50,
+        "stop": "interval",
+        **changes,
+    }
 
 
 def ended(at: Point, status: str, reason: str, *, kind: Kind = "timing", stage: str = "measure") -> Measurement:
@@ -312,7 +333,9 @@ def make_run(
             device=device,
             study_yaml=study_yaml,
             environment=environment(**environment_changes),
-            planned=tuple(planned) if planned is not None else tuple(f"{m.kind} {m.point.key}" for m in rows),
+            planned=tuple(planned)
+            if planned is not None
+            else tuple(work(m.kind, m.point.key, m.process) for m in rows),
         ),
         measurements=rows,
     )

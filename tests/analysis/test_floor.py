@@ -48,6 +48,55 @@ def test_the_floor_is_the_95th_percentile_and_half_a_percent_at_least(
     assert found == Floor(pytest.approx(floor, abs=1e-9), len(log_ratios))
 
 
+def of_processes(fake_runs: ModuleType, levels: list[float], twin_levels: list[float], tokens: int = 8) -> Run:
+    rows = pair(fake_runs, tokens, 0.0)
+    tiled = fake_runs.timing(fake_runs.point("full", tokens, tiles=(fake_runs.tile(block_n=64),)), 1e-4)
+    return fake_runs.make_run(
+        [
+            fake_runs.in_process(each, process, factor)
+            for each, factors in ((rows[0], levels), (rows[1], twin_levels), (tiled, [1.0, 3.0, 9.0]))
+            for process, factor in enumerate(factors)
+        ]
+    )
+
+
+def test_what_all_arms_of_a_process_share_is_no_noise_in_a_run(fake_runs: ModuleType) -> None:
+    """Rounds are paired: processes 5 % apart leave the in-run floor at its least, and are the floor between them."""
+    found = summarize(of_processes(fake_runs, [1.0, 1.0, 1.05], [1.0, 1.0, 1.05])).floor
+    assert found == Floor(0.005, 1, between=pytest.approx(math.log(1.05)))
+
+
+def test_the_floor_between_processes_has_no_least_value(fake_runs: ModuleType) -> None:
+    """It is the percentile over arms with default tiles and pairs of processes: here of six, two by 0.1 %."""
+    found = summarize(of_processes(fake_runs, [1.0, 1.0, 1.001], [1.0, 1.0, 1.0])).floor
+    assert found is not None and found.between == pytest.approx(math.log(1.001), rel=1e-6)
+    still = summarize(of_processes(fake_runs, [1.0] * 3, [1.0] * 3)).floor
+    assert still is not None and still.between == pytest.approx(0.0, abs=1e-12)
+
+
+def test_a_twin_that_differs_in_every_process_is_the_floor_in_the_run(fake_runs: ModuleType) -> None:
+    found = summarize(of_processes(fake_runs, [1.0, 1.0, 1.0], [1.02, 1.02, 1.02])).floor
+    assert found is not None and found.ratio == pytest.approx(math.log(1.02), rel=1e-6)
+
+
+def test_one_process_says_nothing_of_others(fake_runs: ModuleType) -> None:
+    found = summarize(planted(fake_runs, [0.01, 0.02])).floor
+    assert found is not None and found.between is None
+
+
+def test_a_twin_is_held_against_the_baseline_of_its_own_process(fake_runs: ModuleType) -> None:
+    """That the baseline failed in another process does not explain it."""
+    baseline, twin = (each.point for each in pair(fake_runs, 8, 0.0))
+    rows = [
+        fake_runs.ended(baseline, "failed", "no memory"),
+        fake_runs.ended(twin, "failed", "no memory"),
+        fake_runs.timing(baseline, 1e-4).model_copy(update={"process": 1}),
+        fake_runs.ended(twin, "failed", "a bad address").model_copy(update={"process": 1}),
+    ]
+    (cell,) = summarize(fake_runs.make_run(rows)).cells
+    assert cell.twin_trouble == "failed at measure: a bad address"
+
+
 def test_a_run_without_twins_has_no_floor(fake_runs: ModuleType) -> None:
     assert summarize(fake_runs.make_run(fake_runs.sweep(fake_runs.h100()))).floor is None
 
