@@ -162,3 +162,64 @@ def test_json_of_what_was_not_timed_twice_has_nulls(fake_runs: ModuleType) -> No
     assert (cell["verdict"], cell["reason"]) == ("MISSING", "not in the new run")
     assert cell["ratio"] is cell["ci_low"] is cell["p_adjusted"] is cell["new_s"] is None
     assert cell["base_s"] == pytest.approx(1e-4)
+
+
+def of_processes(fake_runs: ModuleType, name: str, factor: float, levels: tuple[float, ...]) -> Any:
+    """A run of a baseline with its twin and of `full`, in processes that lie apart by these levels."""
+    rows = []
+    for process, level in enumerate(levels):
+        for mode, times in (("monolithic_eager", 2.0), ("full", 1.0)):
+            measured = fake_runs.timing(fake_runs.point(mode), 1e-4 * times * factor * level).model_copy(
+                update={"process": process}
+            )
+            rows.append(measured)
+        twin = rows[-2].point.model_copy(update={"twin": True})
+        rows.append(rows[-2].model_copy(update={"point": twin}))
+    return fake_runs.make_run(rows, run_id=name)
+
+
+def test_processes_that_lie_apart_raise_the_threshold_and_more_of_them_settle(
+    fake_runs: ModuleType, printed: Printed
+) -> None:
+    """Longer processes would lie apart as much, so nobody is sent for more rounds."""
+    apart = (0.97, 1.0, 1.03)
+    found = compare(of_processes(fake_runs, "base", 1.0, apart), of_processes(fake_runs, "new", 1.01, apart))
+    console, text = printed(200)
+    print_comparison(found, console)
+    out = " ".join(text().split())
+    low, high = found.limits
+    assert low == high > 0.01 and f"2 AMBIGUOUS at a threshold of {high:.2%}, the noise floor of fresh processes" in out
+    assert "between its 3 processes; new" in out
+    assert "processes in each run (measure.processes) would settle" in out and "measure.min_samples" not in out
+
+
+def test_a_run_of_one_process_is_said_to_see_no_difference_between_processes(
+    fake_runs: ModuleType, printed: Printed
+) -> None:
+    """The other run's is taken for its own, in the limit as in the interval."""
+    base = of_processes(fake_runs, "base", 1.0, (0.999, 1.0, 1.001))
+    new = of_processes(fake_runs, "new", 1.001, (1.0,))
+    found = compare(base, new)
+    console, text = printed(200)
+    print_comparison(found, console)
+    assert "1 process: differences between processes are not seen" in text()
+    (cell, _) = json.loads(comparison_json(found))["cells"]
+    assert cell["floor_between"] > 0 and cell["processes"] == {"base": 3, "new": 1}
+    assert cell["ci_high"] - cell["ci_low"] > 0.005  # rounds alone would say 0.001
+
+
+def test_what_most_often_explains_a_change_stands_before_other_notes(fake_runs: ModuleType, printed: Printed) -> None:
+    at = fake_runs.point()
+    base = fake_runs.make_run([fake_runs.timing(at, 1e-4)])
+    gpu = fake_runs.H100.model_copy(update={"uuid": "GPU-9", "driver": "590.0", "power_limit_w": 500.0})
+    changes = {
+        "python": "3.11.1",
+        "packages": {"torch": "2.13.0", "triton": "3.7.0"},
+        "kernel_source_sha256": "cd" * 32,
+    }
+    new = fake_runs.make_run([fake_runs.timing(at, 1e-4)], gpus=(gpu,), **changes)
+    console, text = printed(120)
+    print_comparison(compare(base, new), console)
+    names = [line.partition(":")[0] for line in text().splitlines()[2:9]]
+    assert names[:5] == [f"DIFFERENT {name}" for name in ("GPU uuid", "driver", "torch", "triton", "kernel source")]
+    assert names[5:] == ["note", "note"]
