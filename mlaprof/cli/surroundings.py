@@ -124,7 +124,7 @@ def _self_test(
     found = noise_of(measured)
     if found is None:
         raise typer.Exit(SOME_FAILED)  # the lines of progress say why
-    text = noise_json(found, made)
+    text = noise_json(found, made, measured)
     if format is TableOrJson.json:
         out.out(text, highlight=False)
     else:

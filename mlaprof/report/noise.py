@@ -12,7 +12,7 @@ from mlaprof import __version__
 from mlaprof.analysis.noise import STANDARD, Noise, Step
 from mlaprof.analysis.stats import Estimate
 from mlaprof.analysis.trials import LEAST_FOUND, MOST_FALSE, SEEN_PERCENTILE, THRESHOLD, Trials
-from mlaprof.records import Device, Environment
+from mlaprof.records import Device, Environment, Measurement
 from mlaprof.report.columns import Column, print_columns
 from mlaprof.report.lines import print_wrapped
 from mlaprof.report.units import seconds
@@ -62,8 +62,10 @@ def print_noise(noise: Noise, made: Made, console: Console) -> None:
         print_wrapped(_next(noise, made), console)
 
 
-def noise_json(noise: Noise, made: Made) -> str:
+def noise_json(noise: Noise, made: Made, measurements: Sequence[Measurement]) -> str:
     """One JSON object. Percents by name, else ratios and seconds; what is not known is null.
+
+    measurements  what the noise was computed from, kept as records: samples are float32 in base64
 
     The figures on top are of the comparison that gates, across runs, or within one where no other was possible.
     """
@@ -96,6 +98,7 @@ def noise_json(noise: Noise, made: Made) -> str:
             "within": _trials_object(noise.within),
             "points": [_step_object(step) for step in noise.steps],
             "environment": made.environment.model_dump(mode="json"),
+            "measurements": [each.model_dump(mode="json") for each in measurements],
         },
         indent=2,
         allow_nan=False,

@@ -11,7 +11,8 @@ from mlaprof.analysis.cells import Floor
 from mlaprof.analysis.noise import Added, Noise, Step
 from mlaprof.analysis.stats import Estimate
 from mlaprof.analysis.trials import Injection, Kind, Rate, Trials
-from mlaprof.records import Environment, Point
+from mlaprof.facts import NoiseRounds
+from mlaprof.records import Environment, Measurement, Outcome, Point, decode
 from mlaprof.report.noise import Made, noise_json, print_noise
 
 
@@ -54,6 +55,15 @@ def noise(across: Trials | None, within: Trials | None = None) -> Noise:
 
 
 HELD = noise(trials("across"))
+SEEN = Measurement(
+    point=HELD.steps[0].point,
+    kind="noise",
+    process=2,
+    outcome=Outcome(status="ok"),
+    emulated=False,
+    recorded_at="2026-11-23T12:00:00",
+    noise=NoiseRounds(device_s=(0.5, 0.25), twin_s=(0.5, 0.5), slowed_s={"0.01": (0.75, 0.5)}, added_s={"0.01": 0.25}),
+)
 
 
 @pytest.mark.parametrize("width", [60, 80, 120])
@@ -104,7 +114,7 @@ def test_what_was_not_tried_is_said(made, printed) -> None:
     print_noise(few, made, console)
 
     assert "across runs was not tried: it needs 6 processes, and there are 4" in " ".join(text().split())
-    answer = json.loads(noise_json(few, made))
+    answer = json.loads(noise_json(few, made, ()))
     assert (answer["comparison"], answer["across"]) == ("within", None)
 
 
@@ -115,13 +125,15 @@ def test_emulated_noise_is_labelled_and_promises_nothing_of_a_gpu(made, printed)
 
     assert text().startswith("EMULATED A/A self-test")
     assert "says nothing of a GPU" in text()
-    assert json.loads(noise_json(HELD, on_cpu))["emulated"] is True
+    assert json.loads(noise_json(HELD, on_cpu, ()))["emulated"] is True
 
 
 def test_the_json_holds_what_others_read(made) -> None:
     """Percents by name, the comparison that gates on top, and where the figures come from."""
     found = noise(trials("across", wrong=4), trials("within", wrong=9))
-    answer = json.loads(noise_json(found, made))
+    answer = json.loads(noise_json(found, made, (SEEN,)))
+
+    assert [decode(json.dumps(each)) for each in answer["measurements"]] == [SEEN]
 
     assert answer["floor_pct"] == 0.5 and answer["floor_between_pct"] == pytest.approx(0.31)
     assert (answer["comparison"], answer["false_verdicts"], answer["n"]) == ("across", 4, 1000)
