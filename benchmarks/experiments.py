@@ -156,6 +156,22 @@ def cpus(process: int) -> dict[str, Any]:
     return found
 
 
+def streams(process: int) -> dict[str, Any]:
+    """An eager step and its graph in one process, on the default stream and on eight others, cold and warm."""
+    layer = Layer((16,), ("monolithic_eager", "full"))
+    steps = layer.steps(16)
+    cold, warm = CudaClock(cold=True, l2_bytes=l2_bytes()), CudaClock(cold=False, l2_bytes=0)
+    found: dict[str, Any] = {}
+    for number in range(9):
+        stream = torch.cuda.Stream() if number else torch.cuda.default_stream()
+        with torch.cuda.stream(stream):
+            found[str(number)] = {
+                name: {mode: median(each) for mode, each in sampled(steps, clock, 15, warmup_s=0.05).items()}
+                for name, clock in (("cold", cold), ("warm", warm))
+            }
+    return found
+
+
 def bursts(process: int) -> dict[str, Any]:
     """Time a step of bursts of several lengths, and of one step on the device, warm."""
     layer, clock = Layer((64, 4096)), CudaClock(cold=False, l2_bytes=0)
@@ -248,6 +264,7 @@ EXPERIMENTS: dict[str, tuple[Callable[[int], dict[str, Any]], int]] = {  # name 
     "warm_up": (warm_up, 1),
     "pinned": (pinned, 8),
     "cpus": (cpus, 2),
+    "streams": (streams, 4),
     "bursts": (bursts, 1),
     "one_kernel": (one_kernel, 1),
     "clocks_under_load": (clocks_under_load, 1),
