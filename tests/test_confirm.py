@@ -78,7 +78,7 @@ def test_it_times_what_is_slower_with_baseline_and_twin_and_nothing_else(
     fake_runs: ModuleType, here: dict[str, Any], tmp_path: Path
 ) -> None:
     """In as many fresh processes as NEW, beside the other runs, under an id of its own; nothing is written yet."""
-    base, new = (night(fake_runs, tmp_path, name, slow) for name, slow in (("base", {}), ("new", {SLOW: 1.2})))
+    base, new = (night(fake_runs, tmp_path, name, slow) for name, slow in (("base", {}), ("new", {SLOW: 1.3})))
     opening = confirm.confirmation(compare(base, new), new, tmp_path, command=("mlaprof", "compare", "--confirm"))
     assert opening
     place = "v3.2-tp8/prefill/t64/ctx0"
@@ -125,14 +125,14 @@ def test_another_machine_or_other_code_is_refused(
     fake_runs: ModuleType, here: dict[str, Any], tmp_path: Path, change: dict[str, Any], named: str
 ) -> None:
     """Something else would be measured than NEW was."""
-    base, new = (night(fake_runs, tmp_path, name, slow) for name, slow in (("base", {}), ("new", {SLOW: 1.2})))
+    base, new = (night(fake_runs, tmp_path, name, slow) for name, slow in (("base", {}), ("new", {SLOW: 1.3})))
     here.update(change)
     with pytest.raises(MachineError, match=f"--confirm: run new cannot be measured again here: .*{named}.*; compare"):
         confirm.confirmation(compare(base, new), new, tmp_path, command=())
 
 
 def concluded(fake_runs: ModuleType, folder: Path, rows: list[Any], **environment: Any) -> Comparison:
-    base, new = (night(fake_runs, folder, name, slow) for name, slow in (("base", {}), ("new", {SLOW: 1.2})))
+    base, new = (night(fake_runs, folder, name, slow) for name, slow in (("base", {}), ("new", {SLOW: 1.3})))
     again = fake_runs.make_run(rows, run_id="again", **environment)
     return confirm.confirmed(compare(base, new), base, new, again)
 
@@ -145,7 +145,7 @@ def verdict(found: Comparison) -> tuple[str, str, int]:
 @pytest.mark.parametrize(
     ("factor", "expected"),
     [
-        (1.1, ("SLOWER", "confirmed: 1.100 (same GPU, so a weak check)", 1)),
+        (1.3, ("SLOWER", "confirmed: 1.300 (same GPU, so a weak check)", 1)),
         (1.003, ("AMBIGUOUS", "not confirmed: 1.003 when measured again", 0)),
         (0.8, ("AMBIGUOUS", "not confirmed: 0.800 when measured again", 0)),
     ],
@@ -161,8 +161,8 @@ def test_both_must_agree(fake_runs: ModuleType, tmp_path: Path, factor: float, e
 def test_another_gpu_of_the_kind_is_said_to_be_one(fake_runs: ModuleType, tmp_path: Path) -> None:
     at = fake_runs.point("breakable", 64, boundary="logits")
     other = fake_runs.H100.model_copy(update={"uuid": "GPU-1"})
-    found = concluded(fake_runs, tmp_path, [fake_runs.timing(at, 1.2e-4)], gpus=(other,))
-    assert verdict(found)[1] == "confirmed: 1.200 (another GPU of its kind)"
+    found = concluded(fake_runs, tmp_path, [fake_runs.timing(at, 1.3e-4)], gpus=(other,))
+    assert verdict(found)[1] == "confirmed: 1.300 (another GPU of its kind)"
 
 
 def test_a_crash_clears_nobody(fake_runs: ModuleType, tmp_path: Path) -> None:

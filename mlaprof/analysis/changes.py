@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlaprof.analysis.sides import Series
-from mlaprof.analysis.spread import Levels, Spread, spreads
+from mlaprof.analysis.spread import KNOWN_FREEDOM, Levels, Spread, known_spread, spreads
 from mlaprof.analysis.stats import (
     DRAWS,
     Bootstrap,
@@ -28,6 +28,14 @@ Samples = Sequence[Sequence[float]]
 
 
 @dataclass(frozen=True)
+class Stepped:
+    """How a step is run, as far as processes may differ in it."""
+
+    way: str
+    launches: int | None  # kernels outside graphs; None where they were not counted
+
+
+@dataclass(frozen=True)
 class Change:
     """The ratio new / base of device times. The p-values are of one test of the two series, by itself and adjusted
     over all cells judged together, None before that: Holm's decides, Benjamini and Hochberg's is for reading."""
@@ -37,24 +45,33 @@ class Change:
     paired: bool  # round by round, as two arms of one process are measured
     processes: tuple[int, int]  # of base and new
     levels: Levels | None = None  # of an unpaired change
+    shared: float = 0.0  # variance of what one process is known to move all steps of the way by
+    by_processes: bool = False  # what processes differ by makes most of the interval: more rounds would not narrow it
     p_holm: float | None = None
     p_bh: float | None = None
 
 
-def changes_of(pairs: Mapping[str, tuple[Series, Series]], *, one_run: bool) -> dict[str, Change]:
-    """The Change of each pair of series, base and new.
+def changes_of(
+    pairs: Mapping[str, tuple[Series, Series]], steps: Mapping[str, Stepped], *, one_run: bool
+) -> dict[str, Change]:
+    """The Change of each pair of series, base and new, by key.
+
+    steps  how the step of each key is run: cells of one way tell of each other how far processes lie apart
 
     Two arms of one run whose processes hold equal numbers of rounds are paired, and so is a series with itself: the
     ratio is of each round, and p of Wilcoxon's signed ranks. Otherwise the ratio is of the medians over all rounds, its
-    interval of what the rounds and the processes both leave open (`spreads`), and p of Mann and Whitney's U over all
-    rounds: processes that differ make that too small, so it may only veto what the interval found.
+    interval of what the rounds and the processes (analysis/spread.py) both leave open, and p of Mann and Whitney's U
+    over all rounds: processes that differ make that too small, so it may only veto what the interval found.
     """
     apart = {
         key: (_levels(base), _levels(new)) for key, (base, new) in pairs.items() if not _together(base, new, one_run)
     }
-    found = spreads(apart)
+    by_way: dict[str, dict[str, Levels]] = {}
+    for key, levels in apart.items():
+        by_way.setdefault(steps[key].way, {})[key] = levels
+    found = {key: spread for members in by_way.values() for key, spread in spreads(members).items()}
     return {
-        key: _unpaired(key, *pair, apart[key], found.get(key)) if key in apart else _paired(key, *pair)
+        key: _unpaired(key, *pair, apart[key], found.get(key), steps[key]) if key in apart else _paired(key, *pair)
         for key, pair in pairs.items()
     }
 
@@ -64,15 +81,18 @@ def mean_of(changes: Sequence[Change]) -> Bootstrap:
     interval of unpaired ones is no narrower than the means of each process lie apart. Raises ValueError on none."""
     mean = geometric_mean([change.ratio for change in changes])
     levels = [change.levels for change in changes if change.levels]
-    freedom = sum(changes[0].processes) - 2
-    if freedom == 0 or len(levels) < len(changes) or len({change.processes for change in changes}) > 1:
+    if len(levels) < len(changes) or len({change.processes for change in changes}) > 1:
         return mean
     sides = [np.mean([each[place] for each in levels], axis=0) for place in (0, 1)]
-    variance = sum(float(np.sum((side - side.mean()) ** 2)) for side in sides) / freedom
-    error = variance * sum(1 / side.size for side in sides)
+    freedom = sum(changes[0].processes) - 2
+    squares = sum(float(np.sum((side - side.mean()) ** 2)) for side in sides)
+    seen = Spread(squares / freedom, freedom) if freedom else Spread(0.0, KNOWN_FREEDOM)
+    known = Spread(float(np.mean([change.shared**0.5 for change in changes])) ** 2, KNOWN_FREEDOM)
+    spread = max(seen, known, key=lambda each: each.variance)
+    error = spread.variance * sum(1 / side.size for side in sides)
     if error <= float(np.var(np.log(mean.draws))):
         return mean
-    return replace(mean, draws=mean.value * _factors(error, freedom, crc32(np.concatenate(sides).tobytes())))
+    return replace(mean, draws=mean.value * _factors(error, spread.freedom, crc32(np.concatenate(sides).tobytes())))
 
 
 def _together(base: Series, new: Series, one_run: bool) -> bool:
@@ -86,20 +106,35 @@ def _paired(key: str, base: Series, new: Series) -> Change:
     return Change(ratio, _signed_ranks(befores, afters), True, (len(base), len(new)))
 
 
-def _unpaired(key: str, base: Series, new: Series, levels: Levels, spread: Spread | None) -> Change:
+def _unpaired(key: str, base: Series, new: Series, levels: Levels, found: Spread | None, step: Stepped) -> Change:
     sides = _samples(base), _samples(new)
     seeds = [_seed(key, side) for side in sides]
     within = [_within(side, seed) for side, seed in zip(sides, seeds, strict=True)]
     ratio = quotient(*within)
-    if spread is not None:
-        # Processes that agree by chance tell no more than their rounds do.
-        errors = (
-            max(spread.variance / len(side), float(np.var(np.log(drawn.draws))))
-            for side, drawn in zip(sides, within, strict=True)
-        )
-        ratio = replace(ratio, draws=ratio.value * _factors(sum(errors), spread.freedom, seeds[0] ^ seeds[1]))
+    known = known_spread(min(each.value for each in within), step.launches)
+    spread = _believed(found, known, step)
+    by_rounds = [float(np.var(np.log(drawn.draws))) for drawn in within]
+    # Processes that agree by chance tell no more than their rounds do.
+    errors = [max(spread.variance / len(side), least) for side, least in zip(sides, by_rounds, strict=True)]
+    ratio = replace(ratio, draws=ratio.value * _factors(sum(errors), spread.freedom, seeds[0] ^ seeds[1]))
     p = mann_whitney(*(np.concatenate(side).tolist() for side in sides))
-    return Change(ratio, p, False, (len(base), len(new)), levels)
+    return Change(
+        ratio,
+        p,
+        paired=False,
+        processes=(len(base), len(new)),
+        levels=levels,
+        shared=0.0 if step.launches == 0 else known.variance,
+        by_processes=sum(errors) > 2 * sum(by_rounds),
+    )
+
+
+def _believed(found: Spread | None, known: Spread, step: Stepped) -> Spread:
+    """What the processes showed; where that is less than is known of steps with launches, what is known. A graph may be
+    as steady as it looks."""
+    if found is None or (step.launches != 0 and found.variance < known.variance):
+        return Spread(known.variance, max(known.freedom, found.freedom if found else 0))
+    return found
 
 
 def _within(processes: Samples, seed: int) -> Bootstrap:

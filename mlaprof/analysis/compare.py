@@ -8,13 +8,13 @@ from enum import StrEnum
 from typing import Literal
 
 from mlaprof.analysis.cells import Cell, Summary
-from mlaprof.analysis.changes import Change, adjusted, changes_of, mean_of
+from mlaprof.analysis.changes import Change, Stepped, adjusted, changes_of, mean_of
 from mlaprof.analysis.differences import MACHINE, Difference, mismatches, notes
 from mlaprof.analysis.limits import Limit, limit_of
 from mlaprof.analysis.sides import Side, side_of
 from mlaprof.analysis.stats import Estimate
 from mlaprof.analysis.stored import stored_study
-from mlaprof.analysis.verdicts import Judgement, Verdict, judge
+from mlaprof.analysis.verdicts import MOST_PROCESSES, MOST_ROUNDS, Judgement, Verdict, at_least, judge
 from mlaprof.records import Manifest, Run
 from mlaprof.study import MeasureSpec
 
@@ -51,6 +51,7 @@ class Delta:
     paired: bool = False
     processes: tuple[int, int] | None = None  # of base and new
     rounds: int | None = None  # that each run needs to settle an AMBIGUOUS; None: rounds alone would not
+    more: int | None = None  # processes that each run needs to settle it, where rounds alone would not
 
     @property
     def regression(self) -> bool:
@@ -83,10 +84,9 @@ class Comparison:
     again: str | None = None  # the run that measured once more what was SLOWER
 
     @property
-    def limits(self) -> tuple[float, float]:
-        """The smallest and the largest limit of a cell that both sides timed; the threshold without one."""
-        found = [delta.limit.value for delta in self.deltas if delta.limit] or [self.threshold]
-        return min(found), max(found)
+    def limit(self) -> float:
+        """The smallest change that counts in any cell: the threshold, or the larger A/A floor of the two runs."""
+        return limit_of(self.threshold, self.base.floor, self.new.floor).value
 
     @property
     def judged(self) -> bool:
@@ -143,7 +143,8 @@ def compare(
         for key in before.cells
         if key in before.series and key in after.series
     }
-    changes = changes_of(pairs, one_run=one_run)
+    steps = {key: Stepped(_way(key, before, after), _launches(before.cells[key], after.cells[key])) for key in pairs}
+    changes = changes_of(pairs, steps, one_run=one_run)
     throttled = {key for side in (before, after) for key, cell in side.cells.items() if cell.throttled}
     tested = adjusted({key: change for key, change in changes.items() if key not in throttled})
     deltas = (
@@ -183,8 +184,7 @@ def _delta(key: str, before: Side, after: Side, change: Change | None, threshold
         return Delta(key, way, found.verdict, base, new, reason=found.reason) if found else None
     if change is None:
         return Delta(key, way, "AMBIGUOUS", base, new, reason="a sample of 0 s: the clock cannot resolve the step")
-    floors = before.summary.floor, after.summary.floor
-    limit = limit_of(threshold, *floors, change.processes, paired=change.paired)
+    limit = limit_of(threshold, before.summary.floor, after.summary.floor)
     ratio = change.ratio.estimate
     found = judge(ratio, 1.0 if change.p_holm is None else change.p_holm, limit.value, base, new)
     return Delta(
@@ -201,7 +201,8 @@ def _delta(key: str, before: Side, after: Side, change: Change | None, threshold
         limit=limit,
         paired=change.paired,
         processes=change.processes,
-        rounds=found.rounds,
+        rounds=None if change.by_processes else at_least(found.effort, ratio.n, MOST_ROUNDS),
+        more=at_least(found.effort, min(change.processes), MOST_PROCESSES) if change.by_processes else None,
     )
 
 
@@ -223,6 +224,13 @@ def _way(key: str, before: Side, after: Side) -> str:
     if before.way is not None:
         return f"{after.way} over {before.way}"
     return (after.cells.get(key) or before.cells[key]).way
+
+
+def _launches(*cells: Cell) -> int | None:
+    """The most kernels that either step launches outside graphs, of those counted; None where neither was."""
+    counted = [0 if cell.mode == "full" else cell.counts.kernel_launches if cell.counts else None for cell in cells]
+    known = [each for each in counted if each is not None]
+    return max(known, default=None)
 
 
 def _means(changes: Mapping[str, Change], before: Side, after: Side) -> dict[str, Estimate]:

@@ -111,7 +111,7 @@ def _environment_facts(environment: Environment) -> dict[str, str]:
 def _gpu_facts(environment: Environment) -> dict[str, str]:
     if not environment.gpus:
         return {}
-    gpu = environment.gpus[0]
+    gpu = environment.gpus[environment.used_gpu or 0]
     return {
         "driver": gpu.driver,
         "GPU uuid": gpu.uuid,

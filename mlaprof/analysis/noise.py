@@ -10,7 +10,7 @@ from mlaprof.analysis.arms import Arm
 from mlaprof.analysis.cells import Floor
 from mlaprof.analysis.floor import TWIN, noise_floor
 from mlaprof.analysis.stats import Estimate, paired
-from mlaprof.analysis.trials import Draws, Rounds, Subject, Trials, plain, shares, slowed, timings, twin
+from mlaprof.analysis.trials import Draws, Kind, Rounds, Subject, Trials, plain, shares, slowed, timings, twin
 from mlaprof.facts import NoiseRounds
 from mlaprof.records import Measurement, Point
 from mlaprof.study import MeasureSpec
@@ -46,7 +46,8 @@ class Noise:
     steps: tuple[Step, ...]
     floor: Floor
     within: Trials
-    across: Trials | None  # None of fewer than twice the processes of a run
+    across: Trials | None  # of steps in one graph; None of fewer than twice the processes of a run, or without such
+    across_eager: Trials | None = None  # of the other steps, likewise
 
     @property
     def gating(self) -> Trials:
@@ -55,7 +56,12 @@ class Noise:
 
     @property
     def holds(self) -> bool:
-        return all(each.holds for each in (self.across, self.within) if each)
+        return all(each.holds for each in self.trials)
+
+    @property
+    def trials(self) -> tuple[Trials, ...]:
+        """All kinds that there are."""
+        return tuple(each for each in (self.across, self.across_eager, self.within) if each)
 
 
 def noise_of(measurements: Sequence[Measurement], *, trials: int = TRIALS, seed: int = 0) -> Noise | None:
@@ -77,19 +83,29 @@ def noise_of(measurements: Sequence[Measurement], *, trials: int = TRIALS, seed:
     if not processes:
         return None
     rounds = min(len(each.device_s) for subject in subjects for each in subject.rounds.values())
-    draws = Draws(
-        subjects,
-        floor := _floor(subjects),
-        processes=min(STANDARD.processes, processes),
-        rounds=min(STANDARD.min_samples, rounds),
-        count=trials,
-        seed=seed,
-    )
+    floor = _floor(subjects)
+
+    def trials_of(chosen: Sequence[Subject], kind: Kind) -> Trials | None:
+        if not chosen or (kind != "within" and processes < 2 * STANDARD.processes):
+            return None
+        draws = Draws(
+            chosen,
+            floor,
+            processes=min(STANDARD.processes, processes),
+            rounds=min(STANDARD.min_samples, rounds),
+            count=trials,
+            seed=seed,
+        )
+        return draws.trials(kind)
+
+    within = trials_of(subjects, "within")
+    assert within is not None  # there is a subject
     return Noise(
         steps=tuple(_step(each) for each in subjects),
         floor=floor,
-        within=draws.trials("within"),
-        across=draws.trials("across") if processes >= 2 * STANDARD.processes else None,
+        within=within,
+        across=trials_of([each for each in subjects if each.point.mode == "full"], "across"),
+        across_eager=trials_of([each for each in subjects if each.point.mode != "full"], "across_eager"),
     )
 
 

@@ -25,16 +25,16 @@ VERDICTS: tuple[Verdict, ...] = (
 MIN_SAMPLES = 6  # below it the interval of a median does not reach 95 % whatever the samples are
 SIGNIFICANCE = 0.05  # of p-values adjusted over the grid
 CLOCKS_DIFFER = 0.01  # from here a verdict must hold in cycles, too
-MOST_ROUNDS = 5_000  # beyond it more rounds are no advice
+MOST_ROUNDS, MOST_PROCESSES = 5_000, 100  # beyond them more is no advice
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """A verdict; rounds only where it is AMBIGUOUS, a reason where the interval alone does not tell it."""
+    """A verdict; effort only where it is AMBIGUOUS, a reason where the interval alone does not tell it."""
 
     verdict: Verdict
     reason: str = ""
-    rounds: int | None = None  # that each run needs for an interval that settles it; None: more would not
+    effort: float | None = None  # how many times as much would settle it; None: nothing would, or a reason is given
 
 
 def judge(change: Estimate, p_adjusted: float, limit: float, base: Cell, new: Cell) -> Judgement:
@@ -46,10 +46,10 @@ def judge(change: Estimate, p_adjusted: float, limit: float, base: Cell, new: Ce
     if throttled:
         return Judgement("THROTTLED", f"the clocks stayed down in {' and '.join(throttled)}")
     if change.n < MIN_SAMPLES:
-        return Judgement("AMBIGUOUS", f"fewer than {MIN_SAMPLES} samples", MIN_SAMPLES)
+        return Judgement("AMBIGUOUS", f"fewer than {MIN_SAMPLES} samples", effort=MIN_SAMPLES / change.n)
     found = verdict(change, limit)
     if found == "AMBIGUOUS":
-        return Judgement(found, rounds=rounds_to_settle(change, limit))
+        return Judgement(found, effort=effort_to_settle(change, limit))
     if found == "SAME":
         return Judgement(found)
     if p_adjusted >= SIGNIFICANCE:
@@ -73,17 +73,22 @@ def verdict(change: Estimate, limit: float) -> Verdict:
     return "AMBIGUOUS"
 
 
-def rounds_to_settle(change: Estimate, limit: float) -> int | None:
-    """How many rounds would shrink an ambiguous interval until it lies on one side of the limit.
+def effort_to_settle(change: Estimate, limit: float) -> float | None:
+    """How many times as much, rounds or processes, would shrink an ambiguous interval until it lies on one side of the
+    limit; None where nothing would.
 
-    The width falls with the root of the rounds, and the median is taken to stay; None beyond MOST_ROUNDS. Rounds of
-    several processes are counted together, and where processes differ it takes more of them, not longer ones.
+    The width falls with the root of what it rests on, and the median is taken to stay.
     """
     half_width = (math.log(change.ci_high) - math.log(change.ci_low)) / 2
     distance = abs(abs(math.log(change.median)) - math.log1p(limit))
-    if distance == 0 or (half_width / distance) ** 2 * change.n > MOST_ROUNDS:
+    return (half_width / distance) ** 2 if distance else None
+
+
+def at_least(effort: float | None, count: int, most: int) -> int | None:
+    """That many times `count`, and more than it; None beyond `most`, which is no advice."""
+    if effort is None or effort * count > most:
         return None
-    return max(change.n + 1, math.ceil((half_width / distance) ** 2 * change.n))
+    return max(count + 1, math.ceil(effort * count))
 
 
 def _holds_in_cycles(change: Estimate, base: Cell, new: Cell) -> bool:

@@ -198,7 +198,7 @@ def _warm_up(
     now: Callable[[], float],
     end_s: float,
 ) -> list[R | None]:
-    """All arms in rotation at the load of the rounds, so that none enjoys the cool chip; readings of the second half."""
+    """All arms in rotation at the load of the rounds, none on a cool chip; the readings of the second half."""
     begin_s = now()
     readings: list[R | None] = []
     while len(readings) < WARMUP_CALLS or now() - begin_s < warmup_s:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 
 from rich.console import Console
@@ -55,7 +54,7 @@ def comparison_json(comparison: Comparison) -> str:
     """One JSON object: the runs, what differs, the cells in the base's plan order, and a geometric mean a way.
 
     Ratios are new / base of the device medians, or of rounds where `paired`, seconds; what is not known is null.
-    limit: the largest of a cell; floor: the larger one of its parts floor_in_run and floor_between.
+    limit: the largest of a cell, the threshold or the floor; floor: the larger one of the runs'.
     """
     sides = (("base", comparison.base), ("new", comparison.new))
     return json.dumps(
@@ -65,7 +64,7 @@ def comparison_json(comparison: Comparison) -> str:
             "base_way": comparison.base_way,
             "new_way": comparison.new_way,
             "threshold": comparison.threshold,
-            "limit": comparison.limits[1],
+            "limit": comparison.limit,
             "floors": {
                 name: {
                     "ratio": in_run_floor(summary.floor),
@@ -101,8 +100,6 @@ def _cell_object(delta: Delta) -> dict[str, object]:
         "verdict": delta.verdict,
         "p_adjusted": delta.p_holm,
         "floor": limit.floor if limit else None,
-        "floor_in_run": limit.in_run if limit else None,
-        "floor_between": limit.between if limit else None,
         "limit": limit.value if limit else None,
         "paired": delta.paired,
         "processes": dict(zip(("base", "new"), delta.processes, strict=True)) if delta.processes else None,
@@ -111,6 +108,7 @@ def _cell_object(delta: Delta) -> dict[str, object]:
         "p_bh": delta.p_bh,
         "rounds": delta.ratio.n if delta.ratio else None,
         "rounds_to_settle": delta.rounds,
+        "processes_to_settle": delta.more,
         "base_s": delta.base.device_s.median if delta.base and delta.base.device_s else None,
         "new_s": delta.new.device_s.median if delta.new and delta.new.device_s else None,
     }
@@ -143,7 +141,7 @@ def _print_deltas(comparison: Comparison, deltas: list[Delta], console: Console)
             Column("95% CI", 1, [f"{e.ci_low:.3f} {e.ci_high:.3f}" if e else "" for e in ratios]),
             Column("change", 2, [change(each.median) if each else "" for each in ratios], right=False),
             Column("p (BH)", 6, [*(_p(d.p_bh) for d in deltas), *blank]),
-            Column("rounds to settle", 5, [*(str(d.rounds or "") for d in deltas), *blank]),
+            Column("to settle", 5, [*(_to_settle(d) for d in deltas), *blank]),
             Column(f"new {unit.name}", 3, [*(median(d.new) for d in deltas), *blank]),
             Column(f"base {unit.name}", 4, [*(median(d.base) for d in deltas), *blank]),
         ],
@@ -156,7 +154,7 @@ def _print_tally(comparison: Comparison, console: Console) -> None:
     counts = Counter(delta.verdict for delta in comparison.deltas)
     tally = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict])
     print_wrapped(f"{tally or 'nothing compared'} at a threshold of {_threshold(comparison)}", console, "bold")
-    unsettled = [delta for delta in comparison.deltas if delta.rounds]
+    unsettled = [delta for delta in comparison.deltas if delta.rounds or delta.more]
     if unsettled:
         print_wrapped(
             f"warning: an ambiguous interval reaches over the threshold. {_what_settles(unsettled)} would settle "
@@ -182,27 +180,26 @@ def _print_tally(comparison: Comparison, console: Console) -> None:
 
 def _threshold(comparison: Comparison) -> str:
     """`1.0%`; with what raised it, where that is a noise floor."""
-    low, high = comparison.limits
-    if high <= comparison.threshold:
+    if comparison.limit <= comparison.threshold:
         return _percent(comparison.threshold)
-    limits = [delta.limit for delta in comparison.deltas if delta.limit]
-    between = any(limit.value > max(limit.in_run, limit.threshold) for limit in limits)
-    shown = _percent(high) if _percent(low) == _percent(high) else f"{_percent(low)} to {_percent(high)}"
-    floor = "the noise floor of fresh processes" if between else "the noise floor"
-    return f"{shown}, {floor} ({_percent(comparison.threshold)} was asked)"
+    return f"{_percent(comparison.limit)}, the noise floor ({_percent(comparison.threshold)} was asked)"
+
+
+def _to_settle(delta: Delta) -> str:
+    return f"{delta.more} processes" if delta.more else f"{delta.rounds} rounds" if delta.rounds else ""
 
 
 def _what_settles(unsettled: list[Delta]) -> str:
-    """What each run needs; of several processes more of them, for longer ones would differ as much."""
-    rounds = max(delta.rounds or 0 for delta in unsettled)
-    more = [
-        math.ceil(delta.rounds * max(delta.processes) / delta.ratio.n)
-        for delta in unsettled
-        if delta.rounds and delta.ratio and delta.processes and max(delta.processes) > 1
+    """What each run needs for the most demanding one; where processes differ, longer ones would differ as much."""
+    rounds, more = (
+        max((each or 0 for each in needs), default=0)
+        for needs in ([delta.rounds for delta in unsettled], [delta.more for delta in unsettled])
+    )
+    asked = [
+        f"{more} processes (measure.processes)" if more else "",
+        f"{rounds} rounds (measure.min_samples and measure.max_samples)" if rounds else "",
     ]
-    if more:
-        return f"About {max(more)} processes in each run (measure.processes)"
-    return f"About {rounds} rounds in each run (measure.min_samples and measure.max_samples)"
+    return f"About {' and '.join(each for each in asked if each)} in each run"
 
 
 def _name(summary: Summary, way: str | None) -> str:

@@ -11,14 +11,14 @@ from rich.console import Console
 from mlaprof import __version__
 from mlaprof.analysis.noise import STANDARD, Noise, Step
 from mlaprof.analysis.stats import Estimate
-from mlaprof.analysis.trials import LEAST_FOUND, MOST_FALSE, SEEN_PERCENTILE, THRESHOLD, Trials
+from mlaprof.analysis.trials import LEAST_FOUND, MOST_FALSE, SEEN_PERCENTILE, THRESHOLD, Kind, Trials
 from mlaprof.records import Device, Environment, Measurement
 from mlaprof.report.columns import Column, print_columns
 from mlaprof.report.lines import print_wrapped
 from mlaprof.report.units import seconds
 from mlaprof.study import PRESETS
 
-KINDS = {"across": "across runs", "within": "within a run"}
+KINDS: dict[Kind, str] = {"across": "across runs", "across_eager": "across runs, eager", "within": "within a run"}
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,10 @@ def print_noise(noise: Noise, made: Made, console: Console) -> None:
     )
     print_columns(_step_columns(noise, ascii_only=console.options.ascii_only), console)
     print_wrapped("\nWhat the verdicts made of it", console, "bold")
-    every = [each for each in (noise.across, noise.within) if each]
-    print_columns(_trial_columns(every), console)
+    print_columns(_trial_columns(noise.trials), console)
     for sentence in _sentences(noise, made):
         print_wrapped(sentence, console)
-    for trials in every:
+    for trials in noise.trials:
         for broken in _broken(trials):
             print_wrapped(
                 f"NOT held {KINDS[trials.kind]}: {broken}", console, "yellow" if made.emulated else "bold red"
@@ -95,6 +94,7 @@ def noise_json(noise: Noise, made: Made, measurements: Sequence[Measurement]) ->
             "presets": {"standard": STANDARD.model_dump(mode="json"), **{k: v for k, v in PRESETS.items() if v}},
             "floor_pairs": noise.floor.cells,
             "across": _trials_object(noise.across),
+            "across_eager": _trials_object(noise.across_eager),
             "within": _trials_object(noise.within),
             "points": [_step_object(step) for step in noise.steps],
             "environment": made.environment.model_dump(mode="json"),
@@ -201,6 +201,11 @@ def _sentences(noise: Noise, made: Made) -> Iterator[str]:
         f"across runs: {side} against as many others, as two runs at the standard preset. within a run: two arms of "
         "the same processes, paired. Trials draw from the same samples, so they are not independent of each other."
     )
+    if noise.across_eager is not None:
+        yield (
+            "eager: fresh processes start the kernels of a stream at different intervals, so no small change of an "
+            "eager step is promised to be found across runs; within a run it is"
+        )
     if noise.across is None:
         yield (
             f"across runs was not tried: it needs {2 * STANDARD.processes} processes, and there are "
@@ -216,7 +221,7 @@ def _broken(trials: Trials) -> Iterator[str]:
     if trials.false.share > MOST_FALSE:
         wrong = _percent(trials.false.share)
         yield f"{wrong} of the verdicts on an unchanged step are wrong, {_percent(MOST_FALSE)} at most is promised"
-    for each in trials.injections:
+    for each in trials.injections if trials.kind != "across_eager" else ():
         if not each.holds:
             yield (
                 f"+{_percent(float(each.share))} was found in {_percent(each.slower.share)}, "
@@ -225,7 +230,7 @@ def _broken(trials: Trials) -> Iterator[str]:
 
 
 def _next(noise: Noise, made: Made) -> str:
-    wrong = any(each.false.share > MOST_FALSE for each in (noise.across, noise.within) if each)
+    wrong = any(each.false.share > MOST_FALSE for each in noise.trials)
     what = "do not gate on this machine as it is" if wrong else "changes this small need more here"
     where = "stop what else runs on its cores" if made.emulated else "look at `mlaprof doctor` and `nvidia-smi`"
     return (

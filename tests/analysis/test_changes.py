@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from mlaprof.analysis.changes import Change, adjusted, changes_of, mean_of
+from mlaprof.analysis.changes import Change, Stepped, adjusted, changes_of, mean_of
 from mlaprof.analysis.sides import Series
 from mlaprof.analysis.verdicts import SIGNIFICANCE, Verdict, verdict
 from mlaprof.facts import Timing
@@ -41,9 +41,15 @@ def measured(
     return np.asarray(1e-4 * factor * np.exp(level + drift + noise))
 
 
-def compared(base: NDArray[np.float64], new: NDArray[np.float64], *, one_run: bool = False) -> dict[str, Change]:
+GRAPH = Stepped("full", 0)
+
+
+def compared(
+    base: NDArray[np.float64], new: NDArray[np.float64], *, one_run: bool = False, step: Stepped = GRAPH
+) -> dict[str, Change]:
+    """Of steps in one graph, so that nothing is known of how processes differ but what they show."""
     pairs = {str(place): (series(one), series(other)) for place, (one, other) in enumerate(zip(base, new, strict=True))}
-    return adjusted(changes_of(pairs, one_run=one_run))
+    return adjusted(changes_of(pairs, dict.fromkeys(pairs, step), one_run=one_run))
 
 
 def verdicts(changes: dict[str, Change], limit: float) -> Counter[Verdict]:
@@ -117,6 +123,71 @@ def test_the_mean_of_cells_that_move_together_is_no_better_known_than_the_proces
         mean = mean_of(list(compared(base, new).values())).estimate
         held.append(mean.ci_low <= 1 <= mean.ci_high)
     assert np.mean(held) > 0.92
+
+
+# What is known of processes beforehand.
+
+
+def in_groups(cells: int, *, seed: int, processes: int = 3) -> NDArray[np.float64]:
+    """Steps of 0.4 ms with 72 launches: each process is of one of two groups 12 us apart, in all of its cells."""
+    rng = np.random.default_rng(seed)
+    base = 4 * measured(cells, between=0.0005, seed=seed, processes=processes)
+    return np.asarray(base + 12e-6 * rng.integers(0, 2, (1, processes, 1)))
+
+
+def test_processes_that_agree_by_chance_find_no_change_of_eager_steps() -> None:
+    """In 3 of 100 comparisons all processes of one side are of another group than all of the other's."""
+    eager, graphs = Counter[Verdict](), Counter[Verdict]()
+    for seed in range(0, 600, 2):
+        base, new = in_groups(1, seed=seed), in_groups(1, seed=seed + 1)
+        eager += verdicts(compared(base, new, step=Stepped("monolithic_eager", 72)), 0.01)
+        graphs += verdicts(compared(base, new), 0.01)
+    assert eager["SLOWER"] + eager["FASTER"] <= 3
+    assert graphs["SLOWER"] + graphs["FASTER"] > 3  # the trap is there
+
+
+def test_the_mean_of_eager_steps_is_no_better_known_than_the_processes_are_alike() -> None:
+    found = []
+    for seed in range(0, 200, 2):
+        base, new = in_groups(8, seed=seed), in_groups(8, seed=seed + 1)
+        mean = mean_of(list(compared(base, new, step=Stepped("monolithic_eager", 72)).values())).estimate
+        found.append(mean.ci_low <= 1 <= mean.ci_high)
+    assert np.mean(found) > 0.92
+
+
+def test_long_steps_hide_what_processes_do_to_their_launches() -> None:
+    """Of 5 ms, 12 us are 0.2 %: a change of 2 % is found, however many launches there are."""
+    base, new = (50 * measured(20, factor, between=0.001, seed=3 + (factor > 1)) for factor in (1.0, 1.02))
+    assert verdicts(compared(base, new, step=Stepped("split_eager", 95)), 0.01)["SLOWER"] >= 19
+
+
+@pytest.mark.parametrize(("step", "factor", "expected"), [
+    (Stepped("monolithic_eager", 72), 1.03, "AMBIGUOUS"),
+    (Stepped("monolithic_eager", None), 1.03, "AMBIGUOUS"),
+    (Stepped("monolithic_eager", 72), 1.15, "SLOWER"),
+    (GRAPH, 1.03, "SLOWER"),
+    (GRAPH, 1.0, "SAME"),
+])  # fmt: skip
+def test_one_process_on_either_side_is_taken_to_differ_as_processes_are_known_to(
+    step: Stepped, factor: float, expected: str
+) -> None:
+    base, new = (4 * measured(1, each, between=0.0, seed=1, processes=1) for each in (1.0, factor))
+    (change,) = compared(base, new[..., ::-1], step=step).values()
+    assert verdict(change.ratio.estimate, 0.01) == expected
+    assert change.by_processes
+
+
+def test_cells_of_one_way_do_not_lend_their_spread_to_another() -> None:
+    """Graphs that processes repeat beside eager steps that they do not: the change of the graphs is found."""
+    graphs = [measured(10, factor, between=0.0005, seed=5 + (factor > 1)) for factor in (1.0, 1.02)]
+    eager = [measured(10, between=0.02, seed=each) for each in (7, 8)]
+    pairs = {
+        f"{way} {place}": (series(one), series(other))
+        for way, (base, new) in (("full", graphs), ("monolithic_eager", eager))
+        for place, (one, other) in enumerate(zip(base, new, strict=True))
+    }
+    found = changes_of(pairs, {key: Stepped(key.split()[0], 0) for key in pairs}, one_run=False)
+    assert [verdict(found[f"full {place}"].ratio.estimate, 0.01) for place in range(10)] == ["SLOWER"] * 10
 
 
 # Pairing.

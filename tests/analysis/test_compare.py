@@ -292,11 +292,11 @@ def test_a_floor_above_the_threshold_takes_its_place(fake_runs: ModuleType, monk
     new = fake_runs.make_run([fake_runs.timing(at, 1.02e-4)], run_id="new")
     for runs in ((base, new), (new, base)):
         result = compare(*runs)
-        assert (result.threshold, result.limits) == (0.01, (0.03, 0.03))
+        assert (result.threshold, result.limit) == (0.01, 0.03)
         assert result.deltas[0].verdict == "SAME"
     floors["base"] = None
-    assert compare(base, new).limits == (0.01, 0.01) and compare(base, new).deltas[0].verdict == "SLOWER"
-    assert compare(base, new, threshold=0.001).limits == (0.005, 0.005)
+    assert compare(base, new).limit == 0.01 and compare(base, new).deltas[0].verdict == "SLOWER"
+    assert compare(base, new, threshold=0.001).limit == 0.005
 
 
 def test_twins_are_no_cells_but_the_floor_of_their_run(fake_runs: ModuleType) -> None:
@@ -309,7 +309,7 @@ def test_twins_are_no_cells_but_the_floor_of_their_run(fake_runs: ModuleType) ->
     result = compare(noisy, new)
     assert [delta.key for delta in result.deltas] == [row.point.key for row in rows]
     assert [delta.verdict for delta in result.deltas] == ["SAME", "SAME"]
-    assert result.limits[0] == result.limits[1] == pytest.approx(0.0296, abs=1e-4)
+    assert result.limit == pytest.approx(0.0296, abs=1e-4)
 
 
 @settings(max_examples=40, deadline=None)
@@ -353,9 +353,12 @@ def test_a_committed_run_is_the_same_as_itself(checkout: Path, name: str) -> Non
 
 
 def test_two_committed_runs_of_one_study_are_mostly_the_same(checkout: Path) -> None:
-    """Another H100, other code around the kernels, fewer rounds: noted, and at 5 % nothing is to be seen."""
+    """Another H100, other code around the kernels, fewer rounds: noted, and at 5 % nothing is to be seen. One process
+    of each is too little to call short eager steps the same."""
     folder = checkout / "results" / "reference"
     runs = [load(folder / f"{name}.mlaprof") for name in ("v3.2-tp8-prefill/run", "capture-h100/v3.2-tp8-prefill")]
     result = compare(*runs, threshold=0.05)
     assert "GPU uuid" in {note.name for note in result.notes} and not result.mismatches
-    assert {delta.verdict for delta in result.deltas} == {"SAME", "NEW"} and result.judged
+    assert {delta.verdict for delta in result.deltas} == {"SAME", "NEW", "AMBIGUOUS"} and result.judged
+    assert {delta.verdict for delta in result.deltas if delta.way == "full"} == {"SAME"}
+    assert all(delta.base.num_tokens <= 256 for delta in result.deltas if delta.verdict == "AMBIGUOUS")

@@ -44,7 +44,6 @@ def test_two_ways_of_one_run_join_by_place_and_are_paired(fake_runs: ModuleType)
     found = compare(run, run, base_way="split_piecewise", new_way="breakable")
     assert [delta.key for delta in found.deltas] == ["v3.2-tp8/prefill/t8/ctx0", "v3.2-tp8/prefill/t64/ctx0"]
     assert {(delta.verdict, delta.paired, delta.processes) for delta in found.deltas} == {("SLOWER", True, (2, 2))}
-    assert all(delta.limit and delta.limit.between is None for delta in found.deltas)
     assert found.means.keys() == {"breakable over split_piecewise"}
     assert found.means["breakable over split_piecewise"].median == pytest.approx(1.02, abs=0.002)
     assert found.exit_code() == 1

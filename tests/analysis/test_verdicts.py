@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from mlaprof.analysis.stats import Estimate, hierarchical, holm, mann_whitney, quotient
-from mlaprof.analysis.verdicts import SIGNIFICANCE, Verdict, rounds_to_settle, verdict
+from mlaprof.analysis.verdicts import MOST_ROUNDS, SIGNIFICANCE, Verdict, at_least, effort_to_settle, verdict
 
 LIMIT = 0.01
 
@@ -44,14 +44,15 @@ def test_the_rounds_that_settle_it_do(median: float, half_width: float) -> None:
 
     assert after(50) == "AMBIGUOUS"
     now = Estimate(median, median * math.exp(-half_width), median * math.exp(half_width), 50)
-    needed = rounds_to_settle(now, LIMIT)
+    needed = at_least(effort_to_settle(now, LIMIT), 50, MOST_ROUNDS)
     assert needed and after(needed + 1) != "AMBIGUOUS"
     assert after(0.98 * needed) == "AMBIGUOUS"
 
 
 @pytest.mark.parametrize("median", [1 + LIMIT, 1 / (1 + LIMIT), 1.0101])
 def test_no_number_of_rounds_settles_a_change_of_the_limit_itself(median: float) -> None:
-    assert rounds_to_settle(Estimate(median, median * 0.98, median * 1.02, 50), LIMIT) is None
+    effort = effort_to_settle(Estimate(median, median * 0.98, median * 1.02, 50), LIMIT)
+    assert at_least(effort, 50, MOST_ROUNDS) is None
 
 
 # The gate by simulation: what a test at the door of a repository would see.
