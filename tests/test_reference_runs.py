@@ -174,3 +174,29 @@ def test_a_setting_that_did_not_exist_yet_is_no_difference():
     told = {each.name: (each.base, each.new) for each in compare(older, newer).notes}
     assert told.keys() == {"GPU uuid", "git commit", "measure.min_samples"}
     assert told["measure.min_samples"] == ("50", "30")
+
+
+PLANTED = {
+    "t32/ctx0/full": "SLOWER",
+    "t48/ctx0/breakable": "FASTER",
+    "t64/ctx0/full": "INCORRECT",
+    "t64/ctx0/breakable": "FAILED",
+    **{f"t16/ctx0/{mode}": "MISSING" for mode in ("monolithic_eager", "breakable", "full")},
+    **{f"t96/ctx0/{mode}": "NEW" for mode in ("monolithic_eager", "breakable", "full")},
+    **{f"t{size}/ctx0/monolithic_eager": "AMBIGUOUS" for size in (32, 48, 64)},
+    "t32/ctx0/breakable": "AMBIGUOUS",
+    "t48/ctx0/full": "AMBIGUOUS",
+}
+
+
+def test_two_runs_of_different_commits_compare_with_the_verdicts_that_were_planted():
+    """Three processes of each, emulated; nothing that was left alone is called faster or slower."""
+    base, new = (store.load(REFERENCE / "planted" / f"{name}.mlaprof") for name in ("base", "new"))
+    found = compare(base, new)
+    assert {delta.key.removeprefix("tiny/prefill/"): delta.verdict for delta in found.deltas} == PLANTED
+    assert "git commit" in {note.name for note in found.notes} and found.base.emulated and found.exit_code() == 1
+    told = (REFERENCE / "planted" / "README.md").read_text()
+    for run, name in ((base, "base"), (new, "new")):
+        assert run.manifest.environment.git_commit and not run.manifest.environment.git_dirty
+        assert f"| `{name}.mlaprof` | {run.manifest.environment.git_commit[:7]}: " in told
+        assert (REFERENCE / "planted" / f"{name}.patch").read_text().count("planted") >= 1

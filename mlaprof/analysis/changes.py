@@ -33,6 +33,12 @@ class Stepped:
 
     way: str
     launches: int | None  # kernels outside graphs; None where they were not counted
+    emulated: bool = False
+
+    @property
+    def steady(self) -> bool:
+        """One graph on a GPU: processes may repeat it as well as they seem to."""
+        return self.launches == 0 and not self.emulated
 
 
 @dataclass(frozen=True)
@@ -111,7 +117,7 @@ def _unpaired(key: str, base: Series, new: Series, levels: Levels, found: Spread
     seeds = [_seed(key, side) for side in sides]
     within = [_within(side, seed) for side, seed in zip(sides, seeds, strict=True)]
     ratio = quotient(*within)
-    known = known_spread(min(each.value for each in within), step.launches)
+    known = known_spread(min(each.value for each in within), step.launches, emulated=step.emulated)
     spread = _believed(found, known, step)
     by_rounds = [float(np.var(np.log(drawn.draws))) for drawn in within]
     # Processes that agree by chance tell no more than their rounds do.
@@ -124,15 +130,14 @@ def _unpaired(key: str, base: Series, new: Series, levels: Levels, found: Spread
         paired=False,
         processes=(len(base), len(new)),
         levels=levels,
-        shared=0.0 if step.launches == 0 else known.variance,
+        shared=0.0 if step.steady else known.variance,
         by_processes=sum(errors) > 2 * sum(by_rounds),
     )
 
 
 def _believed(found: Spread | None, known: Spread, step: Stepped) -> Spread:
-    """What the processes showed; where that is less than is known of steps with launches, what is known. A graph may be
-    as steady as it looks."""
-    if found is None or (step.launches != 0 and found.variance < known.variance):
+    """What the processes showed; where that is less than is known of steps that are not steady, what is known."""
+    if found is None or (not step.steady and found.variance < known.variance):
         return Spread(known.variance, max(known.freedom, found.freedom if found else 0))
     return found
 

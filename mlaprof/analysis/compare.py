@@ -143,7 +143,11 @@ def compare(
         for key in before.cells
         if key in before.series and key in after.series
     }
-    steps = {key: Stepped(_way(key, before, after), _launches(before.cells[key], after.cells[key])) for key in pairs}
+    steps = {
+        key: Stepped(_way(key, before, after), _launches(*cells), emulated=any(cell.emulated for cell in cells))
+        for key in pairs
+        for cells in [(before.cells[key], after.cells[key])]
+    }
     changes = changes_of(pairs, steps, one_run=one_run)
     throttled = {key for side in (before, after) for key, cell in side.cells.items() if cell.throttled}
     tested = adjusted({key: change for key, change in changes.items() if key not in throttled})
