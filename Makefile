@@ -12,12 +12,13 @@ READY := .venv/.stamp
 RUN := .venv/bin/python
 endif
 
-.PHONY: help venv demo test test-gpu check
+.PHONY: help venv demo test test-gpu noise check
 
 help:
 	@echo "make demo      sweep configs/quickstart.yaml and print its table and plots"
 	@echo "make test      the tests that need no GPU"
 	@echo "make test-gpu  the tests that need one"
+	@echo "make noise     what verdicts make of no change and of a known one, on this machine"
 	@echo "make check     formatting, lint, types and tests"
 	@echo "make venv      only the set-up that the others share"
 	@echo "SYSTEM=1       with any of them: no .venv, use the packages of PYTHON ($(PYTHON))"
@@ -33,6 +34,9 @@ test: $(READY)
 test-gpu: $(READY)
 	@$(RUN) -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "test-gpu: torch sees no CUDA GPU here")'
 	$(RUN) -m pytest -q -m gpu
+
+noise: $(READY)
+	$(RUN) -m mlaprof doctor --noise
 
 check: $(READY)
 	$(RUN) -m ruff format --check .
