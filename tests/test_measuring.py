@@ -206,9 +206,8 @@ def test_the_table_of_the_self_test_is_the_artifact_s() -> None:
 
 
 def test_the_readme_quotes_the_self_test() -> None:
-    block = " ".join(
-        (ROOT / "README.md").read_text().partition("<!-- noise -->")[2].partition("<!-- /noise -->")[0].split()
-    )
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    block = readme.partition("<!-- noise -->")[2].partition("<!-- /noise -->")[0]
     told = re.findall(r"[\d.]+ of \d+|[\d.]+ %", block.partition("a side): ")[2])
     across, within = stored()["across"], stored()["within"]
     one, two = (f"{100 * each['detection_rate']:.1f} %" for each in across["injections"])
@@ -218,5 +217,5 @@ def test_the_readme_quotes_the_self_test() -> None:
         f"{within['false_verdicts']} of {within['n']}",
         *(f"{100 * each['detection_rate']:.1f} %" for each in within["injections"]),
     ]  # fmt: skip
-    (processes,) = re.findall(r"differ by up to ([\d.]+) % there", " ".join((ROOT / "README.md").read_text().split()))
+    (processes,) = re.findall(r"differ by up to ([\d.]+) % there", readme)
     assert float(processes) == round(figures()["processes, monolithic_eager, at most"], 1)
