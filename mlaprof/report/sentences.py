@@ -215,7 +215,11 @@ def troubles(summary: Summary) -> Iterator[tuple[CellStatus | None, str]]:
 def _reason(cell: Cell) -> str:
     parts = [f"at {cell.stage}:" if cell.stage else "", cell.reason]
     if cell.outcome == "incorrect":
-        parts += [f"[{c.name} {c.value:.3g} > {c.limit:.3g}]" for c in cell.checks if not c.passed]
+        parts += [
+            f"[{c.name} {c.value:.3g} > {c.limit:.3g}]"
+            for c in cell.checks
+            if not c.passed and c.name not in cell.reason
+        ]
     return " ".join(part for part in parts if part)
 
 
