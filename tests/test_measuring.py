@@ -75,6 +75,16 @@ def order_medians() -> Iterator[tuple[str, str, list[float], list[float]]]:
         yield kind, mode, *arms
 
 
+def likeness(rounds_apart: int) -> float:
+    """Mean correlation of the signs about the median, and what a series of independent rounds lacks to 0."""
+    found = []
+    for answer, mode in itertools.product(answers("order"), MODES):
+        for size in answer.values():
+            side = np.sign(np.array(size["interleaved"][mode]) - np.median(size["interleaved"][mode]))
+            found.append(float(np.mean(side[rounds_apart:] * side[:-rounds_apart])) + 1 / len(side))
+    return float(np.mean(found))
+
+
 def percentile(values: list[float]) -> float:
     return float(np.percentile(values, 95))
 
@@ -101,6 +111,7 @@ def figures() -> dict[str, float]:
         "sequential, 95 of 100 within": percentile(twins["sequential"]),
         "sequential, at most": max(twins["sequential"]),
         **{f"processes, {mode}, at most": max(apart[mode]) for mode in MODES},
+        **{f"likeness of rounds {apart} apart": likeness(apart) for apart in (1, 2, 4)},
         "eager behind no delay": 1e6 * eager["0.0"]["device_s"],
         "eager behind 1 ms": 1e6 * eager["0.001"]["device_s"],
         "eager behind 5 ms": 1e6 * eager["0.005"]["device_s"],

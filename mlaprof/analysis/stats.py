@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 DRAWS = 10_000
 LEVEL = (0.025, 0.975)  # the ends of a 95 % interval
 NORMAL_QUANTILE = 1.96  # of the same level
-BLOCK = 8  # rounds; a proposal: no run has settled yet over how many rounds neighbours are alike
+BLOCK = 8  # rounds; neighbours are a little alike, rounds further apart are not (docs/measuring.md)
 
 Floats = NDArray[np.float64]
 
