@@ -12,6 +12,8 @@ from mlaprof.capture.graphs import CaptureError
 from mlaprof.capture.piecewise import PiecewiseRunner
 from mlaprof.kernels import reference
 from mlaprof.layer.mla import MLA
+from mlaprof.machine.nvml import Reading
+from mlaprof.measure import rounds
 from mlaprof.records import Measurement, Started
 from mlaprof.study import MODES
 from mlaprof.worker import rig, timing
@@ -445,3 +447,50 @@ def test_a_layer_that_cannot_be_built_fails_every_point_with_the_reason(
     assert set(found) == set(MODES)
     outcomes = {(each.outcome.status, each.outcome.stage, each.outcome.reason) for each in found.values()}
     assert outcomes == {("failed", "build", "RuntimeError: out of luck, twice")}
+
+
+class Meter:
+    """A GPU's readings for a Watch: held down by heat in those rounds whose numbers `hot` says."""
+
+    def __init__(self, hot) -> None:
+        self.hot, self.asked = hot, 0
+
+    def reading(self) -> Reading:
+        self.asked += 1
+        events = 0x20 if self.hot(self.asked) else 0x4
+        return Reading(
+            sm_clock_hz=1.9e9, mem_clock_hz=None, power_w=500.0, temperature_c=70.0 + self.asked, event_reasons=events
+        )
+
+
+def watched(monkeypatch: pytest.MonkeyPatch, hot) -> Meter:
+    meter = Meter(hot)
+    monkeypatch.setattr(timing.Watch, "reading", lambda self: meter.reading())
+    monkeypatch.setattr(timing.Watch, "other_processes", lambda self: 2)
+    monkeypatch.setattr(rounds, "FIRST_PAUSE_S", 0.0)
+    return meter
+
+
+def test_a_round_that_heat_held_down_is_told_as_dropped_and_not_kept(
+    planned, measured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of three arms the 20th reading is hot: that round is measured again in all of them, and the power cap is kept."""
+    watched(monkeypatch, lambda asked: asked == 20)
+    (job,) = planned(f"sweep: {{num_tokens: 4, {FAST}}}", settings=("measure.max_samples=20",)).jobs
+    for found in measured(job).values():
+        kept = found.timing
+        assert kept is not None and len(kept.device_s) == len(kept.sm_clock_hz) == len(kept.temperature_c) == 20
+        assert (kept.dropped_rounds, kept.throttled, kept.other_processes) == (1, False, 2)
+        assert set(kept.clock_event_reasons) == {0x4} and set(kept.power_w) == {500.0}
+        assert kept.stop in ("interval", "samples", "time")
+
+
+def test_a_gpu_that_stays_hot_is_told_as_throttled_with_what_was_measured(
+    planned, measured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched(monkeypatch, lambda asked: True)
+    (job,) = planned(f"sweep: {{num_tokens: 4, {FAST}}}", settings=("measure.max_samples=20",)).jobs
+    for found in measured(job).values():
+        kept = found.timing
+        assert kept is not None and kept.throttled and kept.dropped_rounds == 5
+        assert len(kept.device_s) == 20 and set(kept.clock_event_reasons) == {0x20}
