@@ -119,7 +119,7 @@ def test_a_process_without_a_time_leaves_the_others(fake_runs: ModuleType) -> No
     ("measure", "quick"),
     [
         ("{processes: 1, min_samples: 10}", True),
-        ("{processes: 1, min_samples: 20}", False),
+        ("{processes: 1, min_samples: 20, max_samples: 20}", False),
         ("{processes: 3, min_samples: 10}", False),
         ("{min_samples: 10}", True),
         ("{}", False),

@@ -16,7 +16,10 @@ from mlaprof.study import BatchSpec, CaptureSpec, LayerSpec, MeasureSpec, Mode
 from mlaprof.worker.jobs import run_job
 from mlaprof.worker.rig import Rig
 
-QUICK = "measure: {cache: warm, processes: 1, min_samples: 20, warmup_s: 0, memory: false, counts: false, twin: false}"
+QUICK = (
+    "measure: {cache: warm, processes: 1, min_samples: 20, max_samples: 20, warmup_s: 0, memory: false, counts: false, "
+    "twin: false}"
+)
 Planned = Callable[..., Plan]
 Measured = Callable[[Job], dict[Mode, Measurement]]
 RigOf = Callable[..., Rig]

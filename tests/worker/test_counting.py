@@ -142,7 +142,7 @@ name: budget
 preset: tiny
 num_layers: 2
 sweep: {num_tokens: 5, mode: [split_eager, split_piecewise, breakable]}
-measure: {cache: warm, processes: 1, min_samples: 20, warmup_s: 0, memory: false}
+measure: {cache: warm, processes: 1, min_samples: 20, max_samples: 20, warmup_s: 0, memory: false}
 budget: {syncs: 0, d2h: 1}
 """
     (tmp_path / "study.yaml").write_text(yaml)

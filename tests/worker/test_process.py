@@ -25,7 +25,8 @@ num_layers: {num_layers}
 mlp: {mlp}
 weights: {{safetensors: weights.safetensors, layer: {layer}}}
 sweep: {{num_tokens: 5, mode: [monolithic_eager, split_eager]}}
-measure: {{cache: warm, processes: 1, min_samples: 20, warmup_s: 0, memory: false, counts: false, twin: false}}
+measure: {{cache: warm, processes: 1, min_samples: 20, max_samples: 20, warmup_s: 0,
+  memory: false, counts: false, twin: false}}
 """
 DEAD_CONTEXT = """
 import mlaprof.worker.jobs as jobs

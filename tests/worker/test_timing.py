@@ -476,7 +476,7 @@ def test_a_round_that_heat_held_down_is_told_as_dropped_and_not_kept(
 ) -> None:
     """Of three arms the 20th reading is hot: that round is measured again in all of them, and the power cap is kept."""
     watched(monkeypatch, lambda asked: asked == 20)
-    (job,) = planned(f"sweep: {{num_tokens: 4, {FAST}}}", settings=("measure.max_samples=20",)).jobs
+    (job,) = planned(f"sweep: {{num_tokens: 4, {FAST}}}").jobs
     for found in measured(job).values():
         kept = found.timing
         assert kept is not None and len(kept.device_s) == len(kept.sm_clock_hz) == len(kept.temperature_c) == 20
@@ -489,7 +489,7 @@ def test_a_gpu_that_stays_hot_is_told_as_throttled_with_what_was_measured(
     planned, measured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     watched(monkeypatch, lambda asked: True)
-    (job,) = planned(f"sweep: {{num_tokens: 4, {FAST}}}", settings=("measure.max_samples=20",)).jobs
+    (job,) = planned(f"sweep: {{num_tokens: 4, {FAST}}}").jobs
     for found in measured(job).values():
         kept = found.timing
         assert kept is not None and kept.throttled and kept.dropped_rounds == 5
