@@ -37,9 +37,8 @@ preset: tiny
 sweep:
   num_tokens: [5, 3]
   mode: [monolithic_eager, split_eager]
-measure: {cache: warm, processes: 1, min_samples: 20, max_samples: 20, warmup_s: 0,
-  memory: false, counts: false, twin: false}
-"""
+measure: {cache: warm, processes: 1, min_samples: 20, max_samples: 20, warmup_s: 0, memory: false, counts: false, twin: false}
+"""  # noqa: E501
 # Two modes in place of the title's three, because each captured one traces for seconds; the others have tests/worker.
 WHOLE = """\
 name: whole
