@@ -144,7 +144,10 @@ def mann_whitney(base: Sequence[float], new: Sequence[float]) -> float:
     """
     from scipy.stats import mannwhitneyu  # costs a second to import, and many a command needs none
 
-    return float(mannwhitneyu(_finite(base), _finite(new), alternative="two-sided").pvalue)
+    before, after = _finite(base), _finite(new)
+    if np.ptp(np.concatenate([before, after])) == 0:  # nothing but ties, of which newer scipy makes no number
+        return 1.0
+    return float(mannwhitneyu(before, after, alternative="two-sided").pvalue)
 
 
 def holm(p_values: Sequence[float]) -> tuple[float, ...]:
