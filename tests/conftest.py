@@ -1,9 +1,12 @@
-"""What every test shares: few threads, and GPU tests that say why they did not run."""
+"""What every test shares: few threads, runs with planted numbers, and GPU tests that say why they did not run."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -18,6 +21,18 @@ CHECKOUT = Path(__file__).parents[1]
 def checkout() -> Path:
     """The root of the checkout under test."""
     return CHECKOUT
+
+
+@pytest.fixture(scope="session")
+def fake_runs() -> ModuleType:
+    """The module tests/analysis/fake_runs.py: make_run, timing, memory, compiled, sweep and machines."""
+    path = Path(__file__).with_name("analysis") / "fake_runs.py"
+    spec = importlib.util.spec_from_file_location("fake_runs", path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["fake_runs"] = module
+    spec.loader.exec_module(module)
+    return module
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import io
 import json
 import os
@@ -15,7 +14,6 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
@@ -120,18 +118,6 @@ def fake_worker(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Job]]:
         return jobs
 
     return use
-
-
-@pytest.fixture(scope="session")
-def fake_runs() -> ModuleType:
-    """The module tests/analysis/fake_runs.py: runs with planted numbers."""
-    path = Path(__file__).with_name("analysis") / "fake_runs.py"
-    spec = importlib.util.spec_from_file_location("fake_runs", path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["fake_runs"] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def stored(run: Run, path: Path) -> Path:

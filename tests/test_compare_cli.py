@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from collections.abc import Callable, Iterable
@@ -59,18 +58,6 @@ def mlaprof(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
         return Answer(int(ended.value.code or 0), printed.out, printed.err)
 
     return run
-
-
-@pytest.fixture(scope="session")
-def fake_runs() -> ModuleType:
-    """The module tests/analysis/fake_runs.py: runs with planted numbers."""
-    path = Path(__file__).with_name("analysis") / "fake_runs.py"
-    spec = importlib.util.spec_from_file_location("fake_runs", path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["fake_runs"] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def stored(run: Run, path: Path) -> Path:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -30,18 +28,6 @@ tiles:
 capture: {max_num_tokens: 128}
 measure: {processes: 2}
 """
-
-
-@pytest.fixture(scope="session")
-def fake_runs() -> ModuleType:
-    """The module tests/analysis/fake_runs.py: runs with planted numbers."""
-    path = Path(__file__).with_name("analysis") / "fake_runs.py"
-    spec = importlib.util.spec_from_file_location("fake_runs", path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["fake_runs"] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture

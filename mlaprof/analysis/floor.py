@@ -14,7 +14,7 @@ from mlaprof.analysis.seen import Seen
 
 LEAST_FLOOR = 0.005  # agreement beyond it is not claimed, however well a few pairs agree
 PERCENTILE = 95.0  # over the cells: one bad cell of many does not set the floor of all
-TWIN = "/aa"  # what the key of a baseline's twin ends with
+TWIN = "/aa"  # what stands behind the key, and the way, of a baseline for its twin
 
 
 def noise_floor(twins: Mapping[str, Arm], arms: Mapping[str, Arm]) -> Floor | None:

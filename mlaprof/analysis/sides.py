@@ -6,12 +6,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from mlaprof.analysis.cells import Cell, Summary
+from mlaprof.analysis.floor import TWIN
 from mlaprof.analysis.summary import summarize
 from mlaprof.errors import RunFileError
 from mlaprof.facts import Timing
 from mlaprof.records import Manifest, Measurement, Run
-
-TWIN = "/aa"  # behind a way: the A/A twin of it
 
 Series = Mapping[int, Timing]
 """The timings of one Point by process, every sample positive."""

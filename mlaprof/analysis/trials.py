@@ -16,6 +16,7 @@ import numpy as np
 
 from mlaprof.analysis.cells import Cell, Floor
 from mlaprof.analysis.changes import Stepped, adjusted, changes_of
+from mlaprof.analysis.keys import of_point
 from mlaprof.analysis.limits import limit_of
 from mlaprof.analysis.sides import Series
 from mlaprof.analysis.stats import Estimate
@@ -215,16 +216,4 @@ def timings(subject: Subject, arm: Rounds, windows: Mapping[int, slice] | None =
 
 def _cell(point: Point) -> Cell:
     """What a verdict asks of a cell beside its samples: nothing speaks against these."""
-    return Cell(
-        key=point.key,
-        preset=point.preset,
-        phase=point.phase,
-        num_tokens=point.num_tokens,
-        context_len=point.context_len,
-        mode=point.mode,
-        boundary=point.boundary,
-        way=point.way,
-        tiles=point.tiles_label,
-        outcome="ok",
-        emulated=False,
-    )
+    return Cell(key=point.key, **vars(of_point(point)), outcome="ok", emulated=False)

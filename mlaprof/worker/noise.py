@@ -15,9 +15,19 @@ from mlaprof.records import Outcome
 from mlaprof.worker.events import Event, failure, measurement, recover, started
 from mlaprof.worker.gate import Gate
 from mlaprof.worker.health import Watch, valid_at
-from mlaprof.worker.prepare import Prepared, prepare
 from mlaprof.worker.rig import Rig, cells
-from mlaprof.worker.timing import ORDERS_APART, TIME_SHARE, Proven, clock_of, incorrect, prove, rest, step_of
+from mlaprof.worker.timing import (
+    ORDERS_APART,
+    TIME_SHARE,
+    Proven,
+    capture,
+    clock_of,
+    incorrect,
+    prove,
+    rest,
+    step_of,
+    watch_of,
+)
 
 SLOWED = ("0.01", "0.02")  # shares of the step's device time that are added to it
 PILOT_ROUNDS = 20  # of the step alone: how long it is
@@ -28,16 +38,9 @@ def noise_job(rig: Rig) -> Iterator[Event]:
     again, and the step behind a spin of each share of SLOWED."""
     job = rig.job
     clock = clock_of(job)
-    prepared: dict[str, Prepared] = {}
-    for point in job.points:
-        yield started(job, point, "capture")
-        try:
-            prepared[point.key] = prepare(rig, point)
-        except Exception as error:
-            yield failure(job, point, "capture", error)
-            recover(job)
+    prepared = yield from capture(rig)
     with Nvml() as nvml:
-        watch = Watch(nvml, nvml.cuda_index() if job.device == "cuda" else None)
+        watch = watch_of(job, nvml)
         for points in cells(job.points):
             gate = Gate(rig, points[0].num_tokens)
             ready = yield from prove(rig, gate, [prepared[each.key] for each in points if each.key in prepared], clock)

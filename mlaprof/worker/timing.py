@@ -38,6 +38,18 @@ def timing_job(rig: Rig) -> Iterator[Event]:
     """Capture every arm at every size first, so that all see the same allocator; then prove and sample cell by cell."""
     job = rig.job
     clock = clock_of(job)
+    prepared = yield from capture(rig)
+    with Nvml() as nvml:
+        watch = watch_of(job, nvml)
+        for points in cells(job.points):
+            ready = [prepared[point.key] for point in points if point.key in prepared]
+            if ready:
+                yield from _cell(rig, ready, clock, watch)
+
+
+def capture(rig: Rig) -> Generator[Event, None, dict[str, Prepared]]:
+    """Every Point of the job made ready, those of a cell together, by key; the others have their Measurement."""
+    job = rig.job
     prepared: dict[str, Prepared] = {}
     for points in cells(job.points):
         for point in points:
@@ -47,12 +59,7 @@ def timing_job(rig: Rig) -> Iterator[Event]:
             except Exception as error:
                 yield failure(job, point, "capture", error)
                 recover(job)
-    with Nvml() as nvml:
-        watch = Watch(nvml, nvml.cuda_index() if job.device == "cuda" else None)
-        for points in cells(job.points):
-            ready = [prepared[point.key] for point in points if point.key in prepared]
-            if ready:
-                yield from _cell(rig, ready, clock, watch)
+    return prepared
 
 
 def _cell(rig: Rig, prepared: list[Prepared], clock: Clock, watch: Watch) -> Iterator[Event]:
@@ -204,3 +211,8 @@ def clock_of(job: Job) -> Clock:
     if job.device == "cuda":
         return CudaClock(cold=cold, l2_bytes=torch.cuda.get_device_properties(0).L2_cache_size)
     return CpuClock(cold=cold)
+
+
+def watch_of(job: Job, nvml: Nvml) -> Watch:
+    """Of the GPU that the job runs on; of none on a CPU."""
+    return Watch(nvml, nvml.cuda_index() if job.device == "cuda" else None)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
-import sys
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -18,18 +15,6 @@ from mlaprof.analysis.cells import Cell, Summary
 from mlaprof.analysis.clocks import StepBudget
 from mlaprof.analysis.stats import Estimate
 from mlaprof.analysis.summary import summarize
-
-
-@pytest.fixture(scope="session")
-def fake_runs() -> ModuleType:
-    """The module tests/analysis/fake_runs.py: make_run, timing, memory, compiled, sweep and machines."""
-    path = Path(__file__).parents[1] / "analysis" / "fake_runs.py"
-    spec = importlib.util.spec_from_file_location("fake_runs", path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["fake_runs"] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
