@@ -10,12 +10,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from mlaprof.kernels.cubin import read_cubin
-from mlaprof.kernels.index_logits import (
-    KEY_BLOCKS_PER_PROGRAM,
-    TOKENS_PER_BLOCK,
-    index_logits_kernel,
-    paged_index_logits_kernel,
-)
+from mlaprof.kernels.index_logits import KEY_BLOCKS_PER_PROGRAM, index_logits_kernel
+from mlaprof.kernels.paged_logits import TOKENS_PER_BLOCK, paged_index_logits_kernel
 from mlaprof.kernels.sparse_attn import sparse_attn_kernel
 from mlaprof.kernels.tiles import Dims, IndexLogitsTiles, SparseAttnTiles, Tiles, padded_heads, tiles_type
 

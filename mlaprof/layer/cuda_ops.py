@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mlaprof.kernels import act_quant, index_cache, index_convert, index_logits, sparse_attn
+from mlaprof.kernels import act_quant, index_cache, index_convert, index_logits, paged_logits, sparse_attn
 from mlaprof.kernels.tiles import IndexLogitsTiles, PagedIndexLogitsTiles, SparseAttnTiles
 
 
@@ -25,7 +25,7 @@ def _paged_index_logits(
     packed: list[int],
 ) -> Tensor:
     tiles = PagedIndexLogitsTiles(*packed)
-    return index_logits.paged_index_logits(q, cache, weights, kv_lens, block_table, max_len, tiles)
+    return paged_logits.paged_index_logits(q, cache, weights, kv_lens, block_table, max_len, tiles)
 
 
 def _sparse_attn(q: Tensor, cache: Tensor, indices: Tensor, scale: float, packed: list[int], out: Tensor) -> None:
