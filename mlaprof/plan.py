@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from mlaprof.buckets import Buckets
 from mlaprof.config.axes import Combination, combinations
 from mlaprof.config.sizes import captured_sizes
+from mlaprof.kernels.tiles import kernel_of
 from mlaprof.records import Device, Job, Kind, Measurement, Outcome, Point
 from mlaprof.skips import skip_reason
 from mlaprof.study import BASELINE, BOUNDED_MODES, PHASES, PR_BOUNDARY, Phase, Study, TileChoice
@@ -165,7 +166,10 @@ def _place_of_way(study: Study) -> Callable[[Combination | Point], tuple[int, in
 
 def _tile_choices(study: Study, phase: Phase) -> Iterator[tuple[TileChoice, ...]]:
     """Every combination of the listed alternatives, a kernel each; kernels that a phase does not run are left out."""
-    alternatives = [choices for kernel, choices in study.tiles.items() if kernel != _IDLE_KERNELS.get(phase)]
+    by_kernel: dict[str, list[TileChoice]] = {}
+    for name, choices in study.tiles.items():  # the forms of a kernel exclude each other
+        by_kernel.setdefault(kernel_of(name), []).extend(choices)
+    alternatives = [choices for kernel, choices in by_kernel.items() if kernel != _IDLE_KERNELS.get(phase)]
     if alternatives:
         yield from itertools.product(*alternatives)
 

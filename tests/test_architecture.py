@@ -52,6 +52,7 @@ FLOORS = {
 CHILD = ("mlaprof.worker", "mlaprof.verify", "mlaprof.layer", "mlaprof.capture", "mlaprof.measure")
 ROOMS = ("mlaprof.layer", "mlaprof.capture", "mlaprof.measure")
 DOOR = ("mlaprof.report", "mlaprof.cli")
+PLAIN_KERNELS = ("mlaprof.kernels.tiles", "mlaprof.kernels.work")  # numbers about kernels, no tensors
 MAY_SYNCHRONISE = ("mlaprof.measure", "mlaprof.capture", "mlaprof.worker", "mlaprof.verify")
 HEAVY = ("torch", "triton")
 DRAWERS = {"utils", "util", "common", "helpers", "helper", "base", "misc"}
@@ -64,7 +65,7 @@ def inside(module: str, *rooms: str) -> bool:
 def is_parent(module: str) -> bool:
     """Runs in the parent process: all but the worker's side. Of the kernels, only tiles."""
     if inside(module, "mlaprof.kernels"):
-        return module in ("mlaprof.kernels", "mlaprof.kernels.tiles")
+        return module == "mlaprof.kernels" or inside(module, *PLAIN_KERNELS)
     return not inside(module, *CHILD)
 
 
@@ -226,9 +227,14 @@ def synchronises(sources: Sources) -> list[str]:
 
 
 def tiles_need_more_than_python(sources: Sources) -> list[str]:
-    """YAML is checked and planned on a laptop: kernels.tiles imports the standard library alone."""
-    used = {target.split(".")[0] for target in imports("mlaprof.kernels.tiles", sources)}
-    return sorted(used - sys.stdlib_module_names)
+    """YAML is checked and planned on a laptop: kernels.tiles and .work import the standard library and themselves."""
+    return sorted(
+        f"{module} -> {target}"
+        for module in sources
+        if inside(module, *PLAIN_KERNELS)
+        for target in imports(module, sources)
+        if target.split(".")[0] not in sys.stdlib_module_names and not inside(target, *PLAIN_KERNELS)
+    )
 
 
 def drawers(sources: Sources) -> list[str]:

@@ -56,7 +56,8 @@ def test_a_wheel_holds_the_kernels_as_files_under_their_import_name(checkout: Pa
     """Triton reads a kernel's source from its file; the bare name `kernels` belongs to another package."""
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
-        sources = {path.name: path.read_bytes() for path in (checkout / "kernels").glob("*.py")}
+        files = (checkout / "kernels").rglob("*.py")
+        sources = {path.relative_to(checkout / "kernels").as_posix(): path.read_bytes() for path in files}
         assert sources
         for name, source in sources.items():
             assert archive.read(f"mlaprof/kernels/{name}") == source
@@ -68,7 +69,7 @@ def test_a_wheel_holds_every_module_of_the_checkout(checkout: Path, wheel: Path)
     with zipfile.ZipFile(wheel) as archive:
         packed = {name for name in archive.namelist() if name.endswith(".py")}
     package = checkout / "mlaprof"
-    files = [*package.rglob("*.py"), *(package / "kernels").glob("*.py")]
+    files = {*package.rglob("*.py"), *(package / "kernels").rglob("*.py")}
     assert packed == {file.relative_to(checkout).as_posix() for file in files}
 
 
@@ -77,13 +78,13 @@ def test_kernels_import_from_a_wheel(wheel: Path, tmp_path: Path):
         "-c", "import mlaprof.kernels.tiles as tiles; print(tiles.__file__)", cwd=tmp_path, path=str(wheel)
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == f"{wheel}/mlaprof/kernels/tiles.py"
+    assert done.stdout.strip() == f"{wheel}/mlaprof/kernels/tiles/__init__.py"
 
 
 def test_kernels_import_from_a_plain_checkout(plain_checkout: Path):
     done = run_python("-c", "import mlaprof.kernels.tiles as tiles; print(tiles.__file__)", cwd=plain_checkout)
     assert done.returncode == 0, done.stderr
-    assert Path(done.stdout.strip()) == plain_checkout / "mlaprof" / "kernels" / "tiles.py"
+    assert Path(done.stdout.strip()) == plain_checkout / "mlaprof" / "kernels" / "tiles" / "__init__.py"
 
 
 def test_the_command_line_runs_from_a_plain_checkout(plain_checkout: Path):

@@ -95,7 +95,7 @@ def _check_tiles(draft: Draft, study: Study) -> None:
         seen: list[Any] = []
         for index, choice in enumerate(choices):
             here = (*path, index)
-            known = [each.name for each in fields(KERNELS[kernel])]
+            known = [each.name for each in fields(KERNELS[kernel].TILES)]
             if unknown := [name for name in choice.values if name not in known]:
                 for name in unknown:
                     draft.complain_unknown((*here, name), known)

@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 from mlaprof.kernels import act_quant, index_cache, index_convert, index_logits, paged_logits, sparse_attn
-from mlaprof.kernels.tiles import IndexLogitsTiles, PagedIndexLogitsTiles, SparseAttnTiles
+from mlaprof.kernels.tiles import unpack
 
 
 def _index_logits(
     q: Tensor, k: Tensor, k_scale: Tensor, weights: Tensor, ks: Tensor, ke: Tensor, packed: list[int]
 ) -> Tensor:
-    return index_logits.index_logits(q, k, k_scale, weights, ks, ke, IndexLogitsTiles(*packed))
+    return index_logits.index_logits(q, k, k_scale, weights, ks, ke, unpack(packed))
 
 
 def _paged_index_logits(
@@ -24,12 +24,11 @@ def _paged_index_logits(
     max_len: int,
     packed: list[int],
 ) -> Tensor:
-    tiles = PagedIndexLogitsTiles(*packed)
-    return paged_logits.paged_index_logits(q, cache, weights, kv_lens, block_table, max_len, tiles)
+    return paged_logits.paged_index_logits(q, cache, weights, kv_lens, block_table, max_len, unpack(packed))
 
 
 def _sparse_attn(q: Tensor, cache: Tensor, indices: Tensor, scale: float, packed: list[int], out: Tensor) -> None:
-    sparse_attn.sparse_attn(q, cache, indices, scale, SparseAttnTiles(*packed), out=out)
+    sparse_attn.sparse_attn(q, cache, indices, scale, unpack(packed), out=out)
 
 
 def register(library: torch.library.Library) -> None:

@@ -226,7 +226,7 @@ BAD: list[tuple[str, str, int, str, str]] = [
         "did you mean block_n?",
     ),
     ("tile field as text", GOOD + "tiles: {sparse_attn: [{block_n: big}]}\n", 5, "tiles.sparse_attn[0].block_n", "int"),
-    ("odd tile", GOOD + "tiles: {sparse_attn: [{block_n: 48}]}\n", 5, "tiles.sparse_attn[0]: ", "power of two"),
+    ("odd tile", GOOD + "tiles: {sparse_attn: [{block_n: 48}]}\n", 5, "tiles.sparse_attn[0]: ", "use one of 16"),
     ("negative tile", GOOD + "tiles: {sparse_attn: [{block_n: -64}]}\n", 5, "tiles.sparse_attn[0]: ", ""),
     ("no warps", GOOD + "tiles: {sparse_attn: [{num_warps: 0}]}\n", 5, "tiles.sparse_attn[0]: ", ""),
     (
