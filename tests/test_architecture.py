@@ -23,6 +23,7 @@ FLOORS = {
     "mlaprof": 0,  # the package itself: its version; no prefix for the modules inside
     "mlaprof.errors": 0,
     "mlaprof.shapes": 0,
+    "mlaprof.kernel_shapes": 0,
     "mlaprof.kernels": 0,
     "mlaprof.capture": 0,
     "mlaprof.measure": 0,
@@ -30,11 +31,14 @@ FLOORS = {
     "mlaprof.buckets": 1,
     "mlaprof.facts": 1,
     "mlaprof.records": 1,
+    "mlaprof.wire": 1,
     "mlaprof.checkpoint": 1,
     "mlaprof.runfile": 1,
     "mlaprof.skips": 1,
     "mlaprof.config": 1,
     "mlaprof.layer": 1,
+    "mlaprof.peers": 2,
+    "mlaprof.cases": 2,
     "mlaprof.plan": 2,
     "mlaprof.noise_plan": 2,
     "mlaprof.store": 2,
@@ -49,8 +53,9 @@ FLOORS = {
     "mlaprof.cli": 4,
     "mlaprof.__main__": 5,
 }
-CHILD = ("mlaprof.worker", "mlaprof.verify", "mlaprof.layer", "mlaprof.capture", "mlaprof.measure")
 ROOMS = ("mlaprof.layer", "mlaprof.capture", "mlaprof.measure")
+SINGLE_KERNELS = ("mlaprof.cases", "mlaprof.peers")  # one kernel at a time, beside the layer
+CHILD = ("mlaprof.worker", "mlaprof.verify", *ROOMS, *SINGLE_KERNELS)
 DOOR = ("mlaprof.report", "mlaprof.cli")
 PLAIN_KERNELS = ("mlaprof.kernels.tiles", "mlaprof.kernels.work")  # numbers about kernels, no tensors
 MAY_SYNCHRONISE = ("mlaprof.measure", "mlaprof.capture", "mlaprof.worker", "mlaprof.verify")
@@ -156,6 +161,17 @@ def rooms_meet(sources: Sources) -> list[str]:
     return found
 
 
+def single_kernels_see_rooms(sources: Sources) -> list[str]:
+    """A single kernel is timed without the layer and by whoever times it, so it knows neither."""
+    return [
+        f"{module} imports {target}"
+        for module in sources
+        if inside(module, *SINGLE_KERNELS)
+        for target in sorted(imports(module, sources))
+        if inside(target, *ROOMS)
+    ]
+
+
 def floor(module: str) -> int | None:
     prefixes = [prefix for prefix in FLOORS if inside(module, prefix) and (prefix != "mlaprof" or module == prefix)]
     return FLOORS[max(prefixes, key=len)] if prefixes else None
@@ -245,6 +261,7 @@ def drawers(sources: Sources) -> list[str]:
 RULES: list[Callable[[Sources], list[str]]] = [
     parent_reaches_torch,
     rooms_meet,
+    single_kernels_see_rooms,
     arrows_up,
     circles,
     prints,
@@ -320,6 +337,8 @@ CLEAN = {
     "mlaprof.capture.runners": "import torch\ntorch.cuda.synchronize()",
     "mlaprof.measure.timing": "import torch\ntorch.cuda.synchronize()",
     "mlaprof.verify": "from mlaprof.layer import mla",
+    "mlaprof.peers": "import torch",
+    "mlaprof.cases": "from mlaprof import peers\nfrom mlaprof.kernels.topk import topk",
     "mlaprof.sweep": "from mlaprof import records\nimport subprocess",
     "mlaprof.worker": "from mlaprof.layer import mla\nfrom mlaprof.capture import runners\n"
     "from mlaprof.measure import timing\nfrom mlaprof.verify import gate",
@@ -350,7 +369,10 @@ def test_a_clean_tree_passes(rule):
         (rooms_meet, "mlaprof.measure.timing", "from ..capture.runners import Runner"),
         (rooms_meet, "mlaprof.layer.rope", "if TYPE_CHECKING:\n    from mlaprof.capture import runners"),
         (rooms_meet, "mlaprof.verify", CLEAN["mlaprof.worker"]),
+        (single_kernels_see_rooms, "mlaprof.cases", "from mlaprof.layer import mla"),
+        (single_kernels_see_rooms, "mlaprof.peers", "from mlaprof.measure.timing import time_rounds"),
         (arrows_up, "mlaprof.records", "from mlaprof.store import load"),
+        (arrows_up, "mlaprof.layer.mla", "from mlaprof.cases import topk"),
         (arrows_up, "mlaprof.errors", "from .cli import main"),
         (arrows_up, "mlaprof.report.console", "import mlaprof.cli"),
         (arrows_up, "mlaprof.attic", ""),
