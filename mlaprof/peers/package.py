@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 Prepared = Callable[[], object]  # a call with its operands converted: what is timed
 
@@ -105,6 +106,11 @@ def need(met: bool, reason: str, remedy: str = "") -> None:
     """Raise Unavailable with the reason unless the condition is met."""
     if not met:
         raise Unavailable(reason, remedy)
+
+
+def dense_columns(scale: Tensor) -> Tensor:
+    """Column-major scales without the padding between columns, as CUTLASS and cuBLASLt derive them from a shape."""
+    return scale.t().contiguous().t()
 
 
 def _dotted(version: tuple[int, int]) -> str:

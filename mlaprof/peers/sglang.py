@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mlaprof.peers import flash_mla
-from mlaprof.peers.package import Package, Prepared, need, need_cuda, need_hopper
+from mlaprof.peers.package import Package, Prepared, dense_columns, need, need_cuda, need_hopper
 
 PACKAGE = Package(
     "sglang",
@@ -72,7 +72,8 @@ def block_gemm(a: Tensor, a_scale: Tensor, b: Tensor, b_scale: Tensor) -> Prepar
     need_cuda(PACKAGE.name, a.device)
     n = b.shape[0]
     need(n % GEMM_MULTIPLE == 0, f"sglang's blockwise product takes n in blocks of {GEMM_MULTIPLE}, not {n}")
-    return lambda: gemm(a, b.t(), a_scale, b_scale.t(), torch.bfloat16)
+    columns, row_scales, column_scales = b.t(), dense_columns(a_scale), b_scale.t()
+    return lambda: gemm(a, columns, row_scales, column_scales, torch.bfloat16)
 
 
 def group_quant(x: Tensor) -> Prepared:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mlaprof.peers import deep_gemm, flash_mla
-from mlaprof.peers.package import Package, Prepared, need, need_cuda
+from mlaprof.peers.package import Package, Prepared, dense_columns, need, need_cuda
 
 PACKAGE = Package("vllm", modules=("vllm",), distributions=("vllm",), remedy="pip install vllm")
 OPERATORS = "_custom_ops"  # importing it registers the namespace _C
@@ -84,10 +84,10 @@ def block_gemm(a: Tensor, a_scale: Tensor, b: Tensor, b_scale: Tensor) -> Prepar
     gemm = PACKAGE.operator("_C", "cutlass_scaled_mm", registered_by=OPERATORS)
     need_cuda(PACKAGE.name, a.device)
     out = torch.empty(a.shape[0], b.shape[0], dtype=torch.bfloat16, device=a.device)
-    columns, column_scales = b.t(), b_scale.t()
+    columns, row_scales, column_scales = b.t(), dense_columns(a_scale), b_scale.t()
 
     def run() -> Tensor:
-        gemm(out, a, columns, a_scale, column_scales, None)
+        gemm(out, a, columns, row_scales, column_scales, None)
         return out
 
     return run

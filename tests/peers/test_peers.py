@@ -283,9 +283,10 @@ def test_sglang_quantises_into_aligned_columns(install, hopper):
 def test_sglang_product_wants_whole_blocks(install, hopper):
     gemm = Recorder("product")
     install("sgl_kernel", fp8_blockwise_scaled_mm=gemm)
-    a, a_scale, b, b_scale = torch.zeros(3, 256), torch.zeros(3, 2), torch.zeros(128, 256), torch.zeros(1, 2)
+    a, a_scale, b, b_scale = torch.zeros(3, 256), torch.zeros(2, 4).t()[:3], torch.zeros(128, 256), torch.zeros(1, 2)
     assert sglang.block_gemm(a, a_scale, b, b_scale)() == "product"
     assert gemm.args[1].shape == (256, 128) and gemm.args[3].shape == (2, 1) and gemm.args[4] == BF16
+    assert gemm.args[2].shape == (3, 2) and gemm.args[2].stride() == (1, 3)
     with pytest.raises(Unavailable, match="blocks of 128, not 2112"):
         sglang.block_gemm(a, a_scale, torch.zeros(2112, 256), b_scale)
 
@@ -354,6 +355,7 @@ def test_vllm_products_and_norms_by_operators(install, operators, hopper):
     a, a_scale, b, b_scale = torch.zeros(3, 256), torch.zeros(3, 2), torch.zeros(128, 256), torch.zeros(1, 2)
     out = vllm.block_gemm(a, a_scale, b, b_scale)()
     assert gemm.args[0] is out and gemm.args[2].shape == (256, 128) and gemm.args[4].shape == (2, 1)
+    assert gemm.args[3].shape == (3, 2) and gemm.args[3].stride() == (1, 3)
     x, weight = torch.zeros(3, 256, dtype=BF16), torch.ones(256)
     codes, scale = vllm.group_quant(x)()
     assert quantise.args == (x, codes, scale, 128, 1e-10, -448.0, 448.0, False, True, True)
