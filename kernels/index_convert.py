@@ -13,7 +13,8 @@ from torch import Tensor
 
 from mlaprof.kernels.checks import check_tensor
 
-SLOTS_PER_PROGRAM = 512
+MAX_SLOTS_PER_PROGRAM = 2048  # all of a token's: its request is looked up once
+NUM_WARPS = 8
 
 
 @triton.jit
@@ -38,10 +39,10 @@ def convert_indices_kernel(
 
     request = tl.load(req_idx_ptr + token).to(tl.int64)
     position = tl.load(topk_ptr + token * topk_stride + slots, mask=is_slot, other=-1)
-    page = position // PAGE
-    mapped = (position >= 0) & (page < max_blocks) & (request >= 0) & (request < num_requests)
+    page = position.to(tl.uint32, bitcast=True) // PAGE  # a negative position lands beyond every table
+    mapped = (page < max_blocks) & (request >= 0) & (request < num_requests)
     block = tl.load(block_table_ptr + request * table_stride + page, mask=mapped, other=-1).to(tl.int64)
-    row = block * stride_factor + position % PAGE + layer_offset
+    row = block * stride_factor + (position & (PAGE - 1)) + layer_offset
     mapped = mapped & (block >= 0) & (row <= 0x7FFFFFFF)
     tl.store(rows_ptr + token * topk + slots, tl.where(mapped, row, -1).to(tl.int32), mask=is_slot)
 
@@ -66,7 +67,8 @@ def convert_indices(
     rows = torch.empty(num_tokens, width, dtype=torch.int32, device=topk.device)
     if rows.numel() == 0:
         return rows
-    convert_indices_kernel[(num_tokens, triton.cdiv(width, SLOTS_PER_PROGRAM))](
+    slots = min(MAX_SLOTS_PER_PROGRAM, triton.next_power_of_2(width))
+    convert_indices_kernel[(num_tokens, triton.cdiv(width, slots))](
         topk,
         block_table,
         req_idx,
@@ -79,6 +81,7 @@ def convert_indices(
         topk.stride(0),
         block_table.stride(0),
         PAGE=64,
-        SLOTS=SLOTS_PER_PROGRAM,
+        SLOTS=slots,
+        num_warps=NUM_WARPS,
     )
     return rows
