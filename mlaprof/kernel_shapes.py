@@ -110,8 +110,8 @@ KERNELS: dict[str, KernelShape] = {
     "cache_write": KernelShape((_TOKENS,), ("triton", "torch")),
     "gather_index_cache": KernelShape((_TOKENS,), ("triton", "torch", "vllm")),
     "convert_indices": KernelShape((_TOKENS, _axis("topk", "positions of each token", 2048)), ("triton", "torch")),
-    "absorb": KernelShape((_TOKENS, _HEADS), ("triton", "torch")),
-    "up_project": KernelShape((_TOKENS, _HEADS), ("triton", "torch")),
+    "absorb": KernelShape((_TOKENS, _HEADS), ("triton", "hopper", "torch")),
+    "up_project": KernelShape((_TOKENS, _HEADS), ("triton", "hopper", "torch")),
     # The ceilings of the run.
     "copy": KernelShape((_axis("bytes", "bytes read, and as many written", 1 << 30, multiple_of=16),), ("torch",)),
     "matmul_bf16": KernelShape((_axis("n", "rows and columns of each matrix", 8192, multiple_of=16),), ("torch",)),
@@ -159,8 +159,8 @@ def dims(kernel: str, shape: Mapping[str, int]) -> Dims:
 
 def tiles_name(kernel: str, provider: str) -> str | None:
     """The name under which kernels.tiles holds the tiles of this provider's form; None where it takes none."""
-    name = {"triton": kernel, "hopper": f"{kernel}@hopper"}.get(provider)
-    return name if name in TILED else None
+    name = kernel if provider == "triton" else f"{kernel}@{provider}"
+    return name if provider in OWN and name in TILED else None
 
 
 def _shape_of(kernel: str) -> KernelShape:
