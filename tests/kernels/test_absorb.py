@@ -8,10 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+import triton
 from torch import Tensor
+from triton.backends.compiler import GPUTarget
 
 from mlaprof.kernels import reference_fused as oracle
+from mlaprof.kernels.cubin import read_cubin
 from mlaprof.kernels.reference import TOLERANCE, mismatch
+from mlaprof.kernels.tiles import SHARED_LIMIT_BYTES, hopper_absorb, hopper_up_project
 from mlaprof.kernels.tiles.absorb import AbsorbTiles
 from mlaprof.kernels.tiles.up_project import UpProjectTiles
 
@@ -95,6 +99,39 @@ def test_wrong_operands_are_named(launch, generator):
     x, w = draw(generator, 2, 2, 64), draw(generator, 2, 32, 64)
     with pytest.raises(ValueError, match=r"out: expected shape \[2, 2, 32\], got \[2, 2, 33\]"):
         launch("absorb.up_project", x, w, draw(generator, 2, 2, 33))
+
+
+@pytest.mark.parametrize(
+    ("kernel", "n", "k", "rope"),
+    [
+        pytest.param(hopper_absorb, 512, 128, 64, id="absorb v3.2"),
+        pytest.param(hopper_up_project, 256, 512, 0, id="up_project glm-5"),
+    ],
+)
+def test_hopper_form_compiles(kernel, n, k, rope):
+    """It multiplies by warp groups, keeps everything in registers, and takes the shared memory that its tiles say."""
+    from mlaprof.kernels.hopper.head_product import source
+
+    tiles = kernel.choose(n, k)
+    options = {"num_warps": tiles.num_warps, "enable_fp_fusion": False}
+    compiled = triton.compile(source(tiles, n, k, rope), target=GPUTarget("cuda", 90, 32), options=options)
+    assert "wgmma.mma_async.sync.aligned.m64n128k16" in compiled.asm["ptx"]
+    assert read_cubin(compiled.asm["cubin"]).stack_bytes == 0
+    said = hopper_absorb.needed(tiles.block_n, tiles.block_k, tiles.num_stages, k)
+    assert compiled.metadata.shared <= said <= SHARED_LIMIT_BYTES
+
+
+def test_hopper_tiles_hold_what_is_read_again():
+    """Every choice is legal; a matrix too wide for one program is cut, one that no chunk divides is left alone."""
+    for n, k in ((512, 128), (512, 192), (128, 512), (256, 512)):
+        tiles = hopper_absorb.choose(n, k)
+        assert tiles is not None
+        assert hopper_absorb.misfit(tiles.block_n, tiles.block_k, tiles.num_stages, n, k) is None
+        assert hopper_absorb.needed(tiles.block_n, tiles.block_k, tiles.num_stages, k) <= SHARED_LIMIT_BYTES
+    assert hopper_absorb.choose(96, 128) is None and hopper_absorb.choose(128, 96) is None
+    assert "use 3" in (hopper_absorb.misfit(256, 64, 2, 512, 192) or "")
+    assert "does not divide the 512 columns of the result" in (hopper_absorb.misfit(384, 64, 2, 512, 192) or "")
+    assert "does not divide the 192 columns summed" in (hopper_absorb.misfit(256, 128, 2, 512, 192) or "")
 
 
 @pytest.mark.gpu

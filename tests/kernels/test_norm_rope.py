@@ -169,3 +169,27 @@ def test_wrong_operands_are_named(launch, generator):
     with pytest.raises(ValueError, match="cos_sin: expected at least one position, got none"):
         query = torch.zeros(2, 1, 64, dtype=BF16)
         launch("query_rope.query_rope", query, table[0][:0], table[1], query)
+
+
+@pytest.mark.gpu
+def test_full_size_on_the_gpu():
+    """A prefill's worth of tokens. Of keys whose norm is tipped over a power of two, the scale may differ."""
+    from mlaprof.kernels import index_query, norm_rope, query_rope
+
+    generator = torch.Generator().manual_seed(random.randrange(2**31))
+    table = tuple(each.cuda() for each in angles(generator, 4097, 8192))
+    args = *projection(generator, 4097, 1536, 512), *key(generator, 4097, draw(generator, 4097, 128, dtype=F32))[:4]
+    args = *(each.cuda() if isinstance(each, Tensor) else each for each in args), *table
+    want, got = (form.norm_rope(*args, interleaved=False) for form in (oracle, norm_rope))
+    for w, g in zip(want[:4], got[:4], strict=True):
+        assert_one_step_at_most(w, g)
+    agree = (want[5] == got[5])[:, 0]
+    assert float((~agree).double().mean()) <= 1e-3
+    assert_one_step_at_most(want[4][agree], got[4][agree])
+    queries = torch.randn(4097, 64 * 128, device="cuda").to(BF16), torch.randn(4097, 64, device="cuda"), *table, 0.011
+    same(*(form.index_query(*queries, interleaved=False) for form in (oracle, index_query)))
+    q_pe, absorbed = torch.randn(4097, 128, 192, device="cuda").to(BF16)[..., 128:], torch.zeros(2, 4097, 128, 576)
+    absorbed = absorbed.to("cuda", BF16)
+    oracle.query_rope(q_pe, *table, absorbed[0, ..., 512:])
+    query_rope.query_rope(q_pe, *table, absorbed[1, ..., 512:])
+    assert torch.equal(absorbed[0], absorbed[1])
