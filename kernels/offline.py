@@ -85,7 +85,7 @@ def compile_resources(kernel: str, tiles: Tiles, dims: Dims, target: int = 90) -
     return Resources(facts.registers, facts.stack_bytes, compiled.metadata.shared)
 
 
-def _specialisation(tiles: Tiles, dims: Dims) -> tuple[Any, dict[str, int], set[str]]:
+def _specialisation(tiles: Tiles, dims: Dims) -> tuple[Any, dict[str, int | None], set[str]]:
     """The jit function, the constants its launcher would pass, and the numbers that are multiples of 16."""
     if isinstance(tiles, SparseAttnTiles):
         constants = {
@@ -93,8 +93,12 @@ def _specialisation(tiles: Tiles, dims: Dims) -> tuple[Any, dict[str, int], set[
             "D_ROPE": dims.qk_rope_head_dim,
             "BLOCK_H": tiles.block_h,
             "BLOCK_N": tiles.block_n,
+            "FP8": False,
+            "lse_ptr": None,
+            "max_ptr": None,
         }
-        multiples = {"num_rows", "q_stride_t", "q_stride_h", "cache_stride", "out_stride_t", "out_stride_h"}
+        multiples = {"num_rows", "q_stride_t", "q_stride_h", "cache_stride"}
+        multiples |= {"out_stride_t", "out_stride_s", "out_stride_h"}
         multiples |= {"num_heads"} if dims.num_heads % 16 == 0 else set()
         multiples |= {"topk", "indices_stride"} if dims.index_topk % 16 == 0 else set()
         return sparse_attn_kernel, constants, multiples

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import random
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,11 +32,20 @@ class Case:
         reference.sparse_attn(self.q, self.cache, self.indices, SCALE, out=out)
         return out
 
+    def want_stats(self) -> tuple[Tensor, Tensor]:
+        """lse and max_logits [num_tokens, num_heads] fp32."""
+        valid = (self.indices >= 0) & (self.indices < self.cache.shape[0])
+        rows = torch.where(valid[..., None], self.cache[self.indices.long().clamp(0, self.cache.shape[0] - 1)], 0.0)
+        scores = torch.where(valid[:, None], self.q.float() @ rows.float().mT * SCALE, -torch.inf)
+        return scores.logsumexp(-1), scores.amax(-1)
+
 
 def make_case(
     num_tokens: int = 3, num_heads: int = 16, topk: int = 64, num_rows: int = 97, d_latent: int = 64, d_rope: int = 16
 ) -> Case:
-    g = torch.Generator().manual_seed(num_tokens * 1000 + num_heads * 10 + topk)
+    seed = random.randrange(2**31)
+    logging.getLogger(__name__).warning("seed %d", seed)
+    g = torch.Generator().manual_seed(seed)
     width = d_latent + d_rope
     return Case(
         q=torch.randn(num_tokens, num_heads, width, generator=g).bfloat16(),
@@ -44,7 +55,17 @@ def make_case(
     )
 
 
-def check(launch: Any, case: Case, tiles: SparseAttnTiles = TILES) -> None:
+def pack_fp8(cache: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows of 656 bytes, and what they stand for in bf16. Scales are any floats, not powers of two."""
+    latent = cache[:, :512].float().unflatten(1, (4, 128))
+    scales = latent.abs().amax(-1, keepdim=True).clamp(min=1e-4) / 448
+    codes = (latent / scales).to(torch.float8_e4m3fn)
+    parts = (codes.flatten(1), scales.flatten(1), cache[:, 512:].contiguous())
+    packed = torch.cat([part.view(torch.uint8) for part in parts], 1)
+    return packed, torch.cat([(codes.float() * scales).flatten(1).bfloat16(), cache[:, 512:]], 1)
+
+
+def check(launch: Any, case: Case, tiles: SparseAttnTiles | None = TILES) -> None:
     launch("sparse_attn.sparse_attn", case.q, case.cache, case.indices, SCALE, tiles, out=case.out)
     assert mismatch(case.want(), case.out, TOLERANCE[torch.bfloat16]) is None
 
@@ -76,6 +97,43 @@ def test_empty_slots_add_nothing(launch):
     case.indices[:, ::3] = -1
     case.indices[0, 1], case.indices[0, 2], case.indices[0, 4], case.indices[0, 5] = INT_MIN, 97, INT_MAX, -64
     check(launch, case)
+
+
+@pytest.mark.parametrize("num_splits", [1, 2, 4, 64], ids="{} splits".format)
+def test_split_rows_are_joined(launch, num_splits):
+    """However many programs share a token's rows, values and statistics are those of one; some parts may be empty."""
+    case = make_case(topk=112, num_heads=20)
+    case.indices[0, :64], case.indices[1], case.indices[2, 5:9] = -1, -1, torch.tensor([INT_MIN, -1, 97, INT_MAX])
+    lse, largest = (torch.full(case.q.shape[:2], float("nan")) for _ in range(2))
+    tiles = SparseAttnTiles(16, 16, 4, 2, num_splits)
+    args = (case.q, case.cache, case.indices, SCALE, tiles)
+    launch("sparse_attn.sparse_attn", *args, out=case.out, lse=lse, max_logits=largest)
+    assert mismatch(case.want(), case.out, TOLERANCE[torch.bfloat16]) is None
+    want_lse, want_largest = case.want_stats()
+    assert mismatch(want_lse, lse, TOLERANCE[torch.float32]) is None
+    assert mismatch(want_largest, largest, TOLERANCE[torch.float32]) is None
+
+
+@pytest.mark.parametrize("num_splits", [1, 2], ids="{} splits".format)
+def test_fp8_cache(launch, num_splits):
+    """656-byte rows give what their values would, with every kind of empty slot and NaN behind it."""
+    case = make_case(2, 16, topk=40, num_rows=50, d_latent=512, d_rope=64)
+    case.indices %= 40
+    case.indices[0, :7] = torch.tensor([INT_MIN, -1, 50, 51, INT_MAX, -64, 0], dtype=torch.int32)
+    packed, values = pack_fp8(case.cache)
+    packed[40:] = 255
+    pool = torch.full((50, 672), 255, dtype=torch.uint8)[:, :656]
+    pool.copy_(packed)
+    tiles = SparseAttnTiles(16, 16, 4, 2, num_splits)
+    launch("sparse_attn.sparse_attn", case.q, pool, case.indices, SCALE, tiles, out=case.out)
+    want = torch.empty_like(case.out)
+    reference.sparse_attn(case.q, values, case.indices, SCALE, out=want)
+    assert mismatch(want, case.out, TOLERANCE[torch.bfloat16]) is None
+
+
+def test_tiles_are_chosen_by_the_shapes(launch):
+    """Without tiles the launcher finds some that run, split or not."""
+    check(launch, make_case(num_tokens=1), None)
 
 
 @pytest.mark.parametrize("empty_part", ["all", "first block", "last block"])

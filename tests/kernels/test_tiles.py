@@ -58,7 +58,9 @@ def test_complete_fills_the_gaps_from_the_default():
 
 def test_complete_names_unknown_and_known_fields():
     """A misspelt field is an error that lists what there is."""
-    with pytest.raises(ValueError, match=r"expected fields among block_h, block_n, num_warps, num_stages, got block_m"):
+    with pytest.raises(
+        ValueError, match=r"expected fields among block_h, block_n, num_warps, num_stages, num_splits, got block_m"
+    ):
         complete("sparse_attn", {"block_m": 64}, TP8)
 
 

@@ -1,0 +1,97 @@
+"""Tiles of sparse_attn's Hopper form for few tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from mlaprof.kernels.tiles.limits import NUM_SMS, Dims, padded_heads
+
+LATENT_DIM, ROPE_DIM = 512, 64  # the form is written for these
+KEYS = 64  # rows of a block
+
+# Measured on an H100 SXM.
+_BLOCK_US = {16: 1.5, 32: 2.0, 64: 3.1}  # one block of rows, by heads
+_READ_BYTES_A_US = 2.75e6  # gathered rows
+_PARTS_BYTES_A_US = 2.5e6  # partial results, written and read back
+_JOIN_US = 2.0  # the second launch itself
+_WARPS = {16: 4, 32: 4, 64: 8}
+
+
+@dataclass(frozen=True)
+class HopperSparseDecodeTiles:
+    """One program: block_h heads of one token, over its share of the selected rows.
+
+    num_warps attend, four more gather. num_splits programs share the rows of a token; more than one means a second
+    launch that joins their results.
+    """
+
+    block_h: int
+    num_warps: int
+    num_splits: int
+
+
+TILES = HopperSparseDecodeTiles
+CHOICES = {"block_h": (16, 32, 64), "num_warps": (4, 8), "num_splits": (1, 2, 4, 8, 16, 32, 64)}
+LETTERS = {"block_h": "h", "num_warps": "w", "num_splits": "x"}
+
+
+def default(dims: Dims) -> HopperSparseDecodeTiles:
+    """One program a token and group of heads."""
+    block_h = min(64, padded_heads(dims.num_heads))
+    return HopperSparseDecodeTiles(block_h, _WARPS[block_h], 1)
+
+
+@lru_cache(maxsize=1024)
+def choose(num_tokens: int, num_heads: int, topk: int) -> HopperSparseDecodeTiles:
+    """The tiles of a launch that names none: those that should end first on an H100."""
+    candidates = [
+        (_microseconds(num_tokens, num_heads, topk, block_h, splits), splits, -block_h)
+        for block_h in CHOICES["block_h"]
+        for splits in CHOICES["num_splits"]
+        if block_h <= padded_heads(num_heads) and (splits == 1 or splits * KEYS <= topk)
+    ]
+    _, splits, block_h = min(candidates)
+    return HopperSparseDecodeTiles(-block_h, _WARPS[-block_h], splits)
+
+
+def pays(num_tokens: int, num_heads: int) -> bool:
+    """Whether this form ends first: with a token and 64 heads for half the multiprocessors the one for prefill does."""
+    return num_heads <= 32 or 2 * num_tokens * -(-num_heads // 64) <= NUM_SMS
+
+
+def _microseconds(num_tokens: int, num_heads: int, topk: int, block_h: int, splits: int) -> float:
+    """Time of both launches, from measured times of their parts; good to about a tenth."""
+    programs = num_tokens * -(-num_heads // block_h) * splits
+    blocks = -(-topk // (KEYS * splits))
+    reading = max(
+        -(-programs // NUM_SMS) * blocks * _BLOCK_US[block_h],
+        num_tokens * topk * 2 * (LATENT_DIM + ROPE_DIM) / _READ_BYTES_A_US,
+    )
+    if splits == 1:
+        return reading
+    return reading + _JOIN_US + 2 * 4 * num_tokens * num_heads * splits * LATENT_DIM / _PARTS_BYTES_A_US
+
+
+def problem(tiles: HopperSparseDecodeTiles, dims: Dims) -> str | None:
+    """Why these tiles do not fit these dimensions."""
+    if (dims.kv_lora_rank, dims.qk_rope_head_dim) != (LATENT_DIM, ROPE_DIM):
+        got = f"{dims.kv_lora_rank} and {dims.qk_rope_head_dim}"
+        return f"kv_lora_rank and qk_rope_head_dim: {got} are not {LATENT_DIM} and {ROPE_DIM}; use the plain form"
+    needed = padded_heads(dims.num_heads)
+    if tiles.block_h > needed:
+        return f"block_h: {tiles.block_h} rows for {dims.num_heads} heads would idle; use at most {needed}"
+    if tiles.block_h == 64 and tiles.num_warps == 4:
+        return "num_warps: 4 cannot hold the results of 64 heads; use 8"
+    return None
+
+
+def accumulator(tiles: HopperSparseDecodeTiles, dims: Dims) -> int:
+    """The mixed values of block_h heads."""
+    return tiles.block_h * dims.kv_lora_rank
+
+
+def shared_bytes(tiles: HopperSparseDecodeTiles, dims: Dims) -> int:
+    """Queries, two blocks of rows, one of probabilities, and 2 KiB for barriers and what Triton adds."""
+    row = 2 * (dims.kv_lora_rank + dims.qk_rope_head_dim)
+    return (tiles.block_h + 2 * KEYS) * row + 2 * KEYS * tiles.block_h + 2048

@@ -1,0 +1,138 @@
+"""Sparse attention's Hopper form for few tokens: what it compiles to anywhere, and its answers on the GPU."""
+
+from __future__ import annotations
+
+import logging
+import random
+import re
+
+import pytest
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+
+from mlaprof.kernels import reference
+from mlaprof.kernels.cubin import read_cubin
+from mlaprof.kernels.reference import TOLERANCE, mismatch
+from mlaprof.kernels.sparse_attn import sparse_attn
+from mlaprof.kernels.tiles import SHARED_LIMIT_BYTES, Dims
+from mlaprof.kernels.tiles import hopper_sparse_decode as tiles_of
+from mlaprof.kernels.tiles.hopper_sparse_decode import HopperSparseDecodeTiles
+
+SCALE = 0.135
+INT_MIN, INT_MAX = -(2**31), 2**31 - 1
+TP8 = Dims(16, 512, 64, 64, 128, 2048)
+
+
+@pytest.mark.parametrize("tiles", [HopperSparseDecodeTiles(16, 4, 8), HopperSparseDecodeTiles(64, 8, 1)], ids=str)
+def test_compiles_for_hopper(tiles):
+    """Warp-group products, everything in registers, shared memory within its estimate and the limit."""
+    from triton.experimental.gluon._runtime import GluonASTSource
+
+    from mlaprof.kernels.hopper.sparse_decode import sparse_decode_kernel as kernel
+
+    constants = {"HEADS": tiles.block_h, "STATS": 1}
+    runtime = {"num_splits", "num_head_blocks", "blocks_per_split"}
+    types = {"q_ptr": "*bf16", "cache_ptr": "*bf16", "indices_ptr": "*i32", "scale_log2": "fp32"}
+    types |= dict.fromkeys(("out_ptr", "lse_ptr", "max_ptr"), "*fp32")
+    signature = {name: types.get(name, "i32") for name in kernel.arg_names} | dict.fromkeys(constants, "constexpr")
+    place = {name: (i,) for i, name in enumerate(kernel.arg_names)}
+    aligned = set(signature) - set(constants) - runtime - {"scale_log2"}
+    compiled = triton.compile(
+        GluonASTSource(
+            fn=kernel,
+            signature=signature,
+            constexprs={place[name]: value for name, value in constants.items()},
+            attrs={place[name]: [["tt.divisibility", 16]] for name in aligned},
+        ),
+        target=GPUTarget("cuda", 90, 32),
+        options={"num_warps": tiles.num_warps},
+    )
+    assert re.search(rf"wgmma\.mma_async\S+m64n{tiles.block_h}k16", compiled.asm["ptx"])
+    assert read_cubin(compiled.asm["cubin"]).stack_bytes == 0
+    assert compiled.metadata.shared <= tiles_of.shared_bytes(tiles, TP8) <= SHARED_LIMIT_BYTES
+
+
+@pytest.mark.parametrize("num_tokens", [1, 3, 16, 33, 64, 128, 200])
+@pytest.mark.parametrize("num_heads", [8, 16, 32, 64, 128])
+def test_chosen_tiles_are_legal(num_tokens, num_heads):
+    """Any step gets tiles that run."""
+    dims = Dims(num_heads, 512, 64, 64, 128, 2048)
+    tiles = tiles_of.choose(num_tokens, num_heads, 2048)
+    assert tiles_of.problem(tiles, dims) is None
+    assert tiles_of.shared_bytes(tiles, dims) <= SHARED_LIMIT_BYTES
+    assert all(getattr(tiles, name) in values for name, values in tiles_of.CHOICES.items())
+
+
+def test_many_tokens_of_many_heads_are_for_the_form_for_prefill():
+    """It pays for any number of tokens with few heads, and where a token and 64 heads leave half the GPU idle."""
+    assert tiles_of.pays(4096, 16) and tiles_of.pays(66, 64) and tiles_of.pays(33, 128)
+    assert not tiles_of.pays(67, 64) and not tiles_of.pays(34, 128)
+
+
+@pytest.mark.parametrize(
+    "tiles,dims,reason",
+    [
+        (HopperSparseDecodeTiles(64, 8, 1), TP8, "rows for 16 heads would idle"),
+        (HopperSparseDecodeTiles(64, 4, 1), Dims(64, 512, 64, 64, 128, 2048), "use 8"),
+        (HopperSparseDecodeTiles(16, 4, 1), Dims(16, 256, 64, 64, 128, 2048), "use the plain form"),
+    ],
+)
+def test_what_does_not_fit_is_said(tiles, dims, reason):
+    """Each refusal carries a remedy."""
+    assert reason in str(tiles_of.problem(tiles, dims))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "tiles,num_tokens,num_heads,topk",
+    [
+        (None, 1, 16, 2048),
+        (None, 70, 64, 2048),
+        ((16, 4, 32), 5, 128, 1000),
+        ((32, 4, 2), 9, 40, 70),
+        ((64, 8, 4), 5, 128, 2048),
+        ((16, 4, 1), 3, 8, 1),
+        (None, 2, 16, 0),
+    ],
+    ids=str,
+)
+def test_full_size_on_the_gpu(tiles, num_tokens, num_heads, topk):
+    """Values and statistics, with empty slots of every kind and NaN in the unused half of a strided pool."""
+    seed = random.randrange(2**31)
+    logging.getLogger(__name__).warning("seed %d", seed)
+    g = torch.Generator("cuda").manual_seed(seed)
+    q = torch.randn(num_tokens, num_heads, 640, device="cuda", generator=g).bfloat16()[..., :576]
+    cache = torch.randn(8192, 704, device="cuda", generator=g).bfloat16()[:, 64:640]
+    cache[4096:] = float("nan")
+    indices = torch.randint(0, 4096, (num_tokens, topk), device="cuda", generator=g, dtype=torch.int32)
+    indices[:, ::3] = torch.tensor(INT_MIN, dtype=torch.int32)
+    indices[0, 1:8] = torch.tensor([-1, 8192, 8193, INT_MAX, -64, 5, 5], device="cuda", dtype=torch.int32)[
+        : max(topk - 1, 0)
+    ]
+    indices[-1, : topk // 2] = -1
+    indices[num_tokens // 2] = -1 if num_tokens > 2 else indices[num_tokens // 2]
+    out = torch.full((num_tokens, num_heads, 512), float("nan"), device="cuda", dtype=torch.bfloat16)
+    lse, largest = (torch.full(q.shape[:2], float("nan"), device="cuda") for _ in range(2))
+    chosen = HopperSparseDecodeTiles(*tiles) if tiles else tiles_of.choose(num_tokens, num_heads, topk)
+    sparse_attn(q, cache, indices, SCALE, chosen, out=out, lse=lse, max_logits=largest)
+    want = torch.empty_like(out)
+    reference.sparse_attn(q, cache, indices, SCALE, out=want)
+    assert mismatch(want, out, TOLERANCE[torch.bfloat16]) is None
+    valid = (indices >= 0) & (indices < 8192)
+    rows = torch.where(valid[..., None], cache[indices.long().clamp(0, 8191)], 0.0).float()
+    scores = torch.where(valid[:, None], q.float() @ rows.mT * SCALE, -torch.inf)
+    if topk:
+        assert mismatch(scores.logsumexp(-1), lse, TOLERANCE[torch.bfloat16]) is None
+        assert mismatch(scores.amax(-1), largest, TOLERANCE[torch.bfloat16]) is None
+    else:
+        assert bool((lse == -torch.inf).all()) and bool((largest == -torch.inf).all())
+
+
+def test_misaligned_rows_are_refused():
+    """16 bytes are copied at a time."""
+    q = torch.zeros(1, 16, 576, dtype=torch.bfloat16)
+    cache = torch.zeros(64, 577, dtype=torch.bfloat16)[:, :576]
+    indices = torch.zeros(1, 64, dtype=torch.int32)
+    with pytest.raises(ValueError, match="cache: expected rows at multiples of 16 elements"):
+        sparse_attn(q, cache, indices, SCALE, HopperSparseDecodeTiles(16, 4, 1), out=torch.empty_like(q[..., :512]))
