@@ -26,6 +26,10 @@ from mlaprof.kernels.tiles.hopper_absorb import HopperAbsorbTiles
 from mlaprof.kernels.tiles.hopper_up_project import HopperUpProjectTiles
 from mlaprof.kernels.tiles.limits import NUM_SMS
 
+# Triton 3.9 gave the copy engine's two directions new names.
+_tma_load = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared
+_tma_store = getattr(tma, "async_store", None) or tma.async_copy_shared_to_global
+
 TILE_M = gl.constexpr(64)
 TILE_N = gl.constexpr(128)
 
@@ -40,9 +44,7 @@ def _load(
         mbarrier.expect(w_full, NC * KC * TILE_N * BLOCK_K * 2)
         for n in gl.static_range(NC):
             for k in gl.static_range(KC):
-                tma.async_copy_global_to_shared(
-                    w_desc, [w_row + n * TILE_N, k * BLOCK_K], w_full, w_blocks.index(n * KC + k)
-                )
+                _tma_load(w_desc, [w_row + n * TILE_N, k * BLOCK_K], w_full, w_blocks.index(n * KC + k))
     chunk = 0
     for tile in range(first + GROUP, last, 2):
         for k in gl.static_range(KC):
@@ -50,9 +52,7 @@ def _load(
             # A barrier never waited for counts as passed in the other phase.
             mbarrier.wait(empty.index(slot), (chunk // STAGES & 1) ^ 1)
             mbarrier.expect(full.index(slot), TILE_M * BLOCK_K * 2)
-            tma.async_copy_global_to_shared(
-                x_desc, [tile * TILE_M, x_column + k * BLOCK_K], full.index(slot), x_blocks.index(slot)
-            )
+            _tma_load(x_desc, [tile * TILE_M, x_column + k * BLOCK_K], full.index(slot), x_blocks.index(slot))
             chunk += 1
 
 
@@ -86,7 +86,7 @@ def _multiply(
             tma.store_wait(0)
             out_block.store(total.to(gl.bfloat16))
             fence_async_shared()
-            tma.async_copy_shared_to_global(out_desc, [tile * TILE_M, out_column + n * TILE_N], out_block)
+            _tma_store(out_desc, [tile * TILE_M, out_column + n * TILE_N], out_block)
         chunk += KC
     tma.store_wait(0)
 
