@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -13,7 +13,7 @@ from mlaprof.config.load import resolved_yaml, study_from_resolved
 from mlaprof.errors import ConfigError, MachineError
 from mlaprof.machine import environment
 from mlaprof.plan import Plan, expand
-from mlaprof.records import Device, Manifest, work
+from mlaprof.records import Device, Kind, Manifest, work
 from mlaprof.study import Study
 
 
@@ -42,20 +42,27 @@ def new_run(
 ) -> Opening:
     """A run of all of study, in out_file or under its id in results. Raises MachineError."""
     device = device_of(choice)
-    now = datetime.now(UTC)
     plan = expand(study, device)
-    manifest = Manifest(
+    manifest = manifest_of(study.name, device, resolved_yaml(study), plan.planned, command=command)
+    return Opening(plan, out_file or store.default_path(results, manifest.run_id), manifest)
+
+
+def manifest_of(
+    name: str, device: Device, study_yaml: str, planned: Iterable[tuple[Kind, str, int]], *, command: Sequence[str]
+) -> Manifest:
+    """The head of a run that begins now, here."""
+    now = datetime.now(UTC)
+    return Manifest(
         schema_version=store.SCHEMA_VERSION,
-        run_id=store.new_run_id(study.name, now),
+        run_id=store.new_run_id(name, now),
         created_at=now.isoformat(timespec="seconds"),
         mlaprof_version=__version__,
         command=tuple(command),
         device=device,
-        study_yaml=resolved_yaml(study),
+        study_yaml=study_yaml,
         environment=environment.snapshot(),
-        planned=tuple(work(*each) for each in plan.planned),
+        planned=tuple(work(*each) for each in planned),
     )
-    return Opening(plan, out_file or store.default_path(results, manifest.run_id), manifest)
 
 
 def resumed_run(run: str, results: Path, choice: DeviceChoice, *, study: Study | None, config: Path | None) -> Opening:

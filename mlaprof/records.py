@@ -1,13 +1,12 @@
 """The vocabulary that crosses a process or disk border: Point, Job, Measurement, Environment, Manifest, Run.
 
-The line on the worker's pipe and the row on disk are one record, written by `encode`, read by `decode`.
+The line on the worker's pipe and the row on disk are one record; wire.py writes and reads it.
 Seconds, bytes, hertz, watts, degrees Celsius.
 """
 
 from __future__ import annotations
 
-import json
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field
 
@@ -29,6 +28,7 @@ from mlaprof.study import (
     BatchSpec,
     Boundary,
     CaptureSpec,
+    Launch,
     LayerSpec,
     MeasureSpec,
     Mode,
@@ -36,10 +36,11 @@ from mlaprof.study import (
     TileChoice,
 )
 
-Kind = Literal["timing", "memory", "counts", "compile", "dispatch", "noise"]
+Kind = Literal["timing", "memory", "counts", "compile", "dispatch", "noise", "kernel"]
 Status = Literal["ok", "compiled", "skipped", "failed", "incorrect"]
 Stage = Literal["plan", "build", "compile", "capture", "verify", "measure", "worker"]
 Device = Literal["cpu", "cuda"]
+Precision = Literal["bf16", "fp8", "fp32", ""]  # of a kernel's products; "": it has none worth counting
 
 
 class Point(Record):
@@ -121,6 +122,64 @@ class Measurement(Record):
     checks: tuple[Check, ...] = ()
 
 
+class KernelPoint(Record):
+    """One kernel at one shape, by one provider; tiles None: the provider's own choice."""
+
+    kernel: str
+    shape: dict[str, int]  # axis -> size, as kernel_shapes.py has them
+    provider: str
+    launch: Launch = "eager"
+    tiles: dict[str, int] | None = None
+
+    @property
+    def shape_label(self) -> str:
+        """`m=64,n=2112,k=7168`"""
+        return ",".join(f"{axis}={size}" for axis, size in self.shape.items())
+
+    @property
+    def cell(self) -> str:
+        """What the arms of one comparison share: the kernel and its shape."""
+        return f"{self.kernel}/{self.shape_label}"
+
+    @property
+    def way(self) -> str:
+        """How it is run: the provider, `@graph` where it is replayed, and its tiles `:block_n=64,num_warps=4`."""
+        tiles = ",".join(f"{name}={value}" for name, value in (self.tiles or {}).items())
+        return f"{self.provider}{'@graph' if self.launch == 'graph' else ''}{f':{tiles}' if tiles else ''}"
+
+    @property
+    def key(self) -> str:
+        return f"{self.cell}/{self.way}"
+
+
+class KernelJob(Record):
+    """What one worker process does of a kernel study: every arm of some cells of one kernel."""
+
+    kind: Literal["kernel"] = "kernel"
+    process: int = 0
+    device: Device
+    seed: int
+    measure: MeasureSpec
+    points: tuple[KernelPoint, ...]
+
+
+class KernelMeasurement(Record):
+    """What was seen of one kernel. A failure is a measurement, too."""
+
+    point: KernelPoint
+    kind: Literal["kernel"] = "kernel"
+    process: int = 0
+    outcome: Outcome
+    emulated: bool
+    recorded_at: str  # UTC, ISO 8601
+    flops: int = 0  # of one launch, by kernels/work
+    bytes: int = 0
+    precision: Precision = ""
+    version: str = ""  # of the provider's package
+    timing: Timing | None = None
+    checks: tuple[Check, ...] = ()
+
+
 class Started(Record):
     """A worker begins a stage of a Point: the other line on its pipe, never on disk."""
 
@@ -197,34 +256,19 @@ class Manifest(Record):
 class Run(Record):
     manifest: Manifest
     measurements: tuple[Measurement, ...]
+    kernels: tuple[KernelMeasurement, ...] = ()
+
+    @property
+    def is_of_kernels(self) -> bool:
+        """Made by `mlaprof kernels`: single kernels, no layer."""
+        return any(line.startswith("kernel") for line in self.manifest.planned)
+
+
+AnyJob = Job | KernelJob
+AnyMeasurement = Measurement | KernelMeasurement
+Event = Started | AnyMeasurement
 
 
 def work(kind: Kind, key: str, process: int = 0) -> str:
     """One piece of work as a line: `timing KEY`, and of the second process that does the same `timing#2 KEY`."""
     return f"{kind}#{process + 1} {key}" if process else f"{kind} {key}"
-
-
-def encode(event: Measurement | Started) -> str:
-    """One line of JSON; a Started goes under the name `started`."""
-    text = event.model_dump_json(exclude_defaults=False)
-    return f'{{"started":{text}}}' if isinstance(event, Started) else text
-
-
-def decode(line: str | bytes) -> Measurement:
-    """The Measurement that `encode` wrote. Raises ValueError on anything else."""
-    return Measurement.model_validate(_json(line))
-
-
-def decode_event(line: str | bytes) -> Measurement | Started:
-    """What `encode` wrote. Raises ValueError on anything else."""
-    value = _json(line)
-    if isinstance(value, dict) and value.keys() == {"started"}:
-        return Started.model_validate(value["started"])
-    return Measurement.model_validate(value)
-
-
-def _json(line: str | bytes) -> Any:
-    try:
-        return json.loads(line)
-    except RecursionError:
-        raise ValueError("JSON nested too deeply") from None

@@ -7,6 +7,7 @@ Schema history (`PRAGMA user_version`; `PRAGMA application_id` says that the fil
     3   a Point may be the A/A twin of its cell's baseline
     4   measurement(kind, key, process, record): several processes may time a Point; Timing has latency_s, sustained_s
         and the rounds that were dropped; before, one process timed each, and no round was
+    5   kind "kernel": measurements of single kernels, in runs of their own
 Old files are read as they are: a new field has a default that says what the old mlaprof did. A field that is new,
 renamed or of another meaning raises the version, because an older mlaprof refuses or misreads it. A run goes on only
 under the schema that it began with.
@@ -29,10 +30,11 @@ from types import TracebackType
 from typing import Self
 
 from mlaprof.errors import RunFileError
-from mlaprof.records import Kind, Manifest, Measurement, Run, decode, encode
+from mlaprof.records import AnyMeasurement, KernelMeasurement, Kind, Manifest, Measurement, Run
 from mlaprof.runfile import APPLICATION_ID, LIST_RUNS, connect, open_to_append, publish, reading, writing
+from mlaprof.wire import decode, encode
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 SUFFIX = ".mlaprof"
 
 _SCHEMA = """
@@ -69,7 +71,7 @@ class RunWriter:
         with writing(path):
             self._connection = open_to_append(path)
 
-    def append(self, measurement: Measurement) -> None:
+    def append(self, measurement: AnyMeasurement) -> None:
         """Keep measurement, in the place of an earlier one of the same kind, key and process. Raises RunFileError."""
         row = (measurement.kind, measurement.point.key, measurement.process, encode(measurement))
         with writing(self.path):
@@ -149,8 +151,21 @@ def open_for_resume(path: Path) -> RunWriter:
 def load(path: Path) -> Run:
     """The whole run, in the order of first recording. Raises RunFileError on anything but a run file."""
     with reading(path, SCHEMA_VERSION) as connection:
-        rows = connection.execute("SELECT record FROM measurement ORDER BY id")
-        return Run(manifest=_manifest(connection), measurements=tuple(decode(_text(row)) for row in rows))
+        every = [decode(_text(row)) for row in connection.execute("SELECT record FROM measurement ORDER BY id")]
+        return Run(
+            manifest=_manifest(connection),
+            measurements=tuple(each for each in every if isinstance(each, Measurement)),
+            kernels=tuple(each for each in every if isinstance(each, KernelMeasurement)),
+        )
+
+
+def load_layers(path: Path) -> Run:
+    """As load, of a run of the layer. Raises RunFileError on one of single kernels, too."""
+    run = load(path)
+    if run.is_of_kernels:
+        hint = "`mlaprof show` prints it; two providers are compared within one run of `mlaprof kernels`"
+        raise RunFileError("a run of single kernels, not of the layer", where=str(path), hint=hint)
+    return run
 
 
 def read_manifest(path: Path) -> Manifest:

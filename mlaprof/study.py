@@ -17,6 +17,7 @@ Mode = Literal["monolithic_eager", "monolithic_piecewise", "split_eager", "split
 Boundary = Literal["proj", "index_quant", "cache_update", "logits"]
 Hold = Literal["strong", "weak"]
 MultiStream = Literal["off", "graphs", "always"]
+LinearKind = Literal["bf16", "fp8_block", "cublaslt_block"]
 
 PHASES: tuple[Phase, ...] = ("prefill", "decode", "mixed")
 MODES: tuple[Mode, ...] = (
@@ -73,6 +74,7 @@ class LayerOptions(Part):
     skip_indexer_for_short_seqs: bool = True
     indexer_max_chunk_size: PositiveInt = 32_768  # tokens
     max_seq_len: Annotated[int, Field(ge=0)] = 0  # width of decode's logits; 0 fits the longest request of a job
+    linear: LinearKind = "bf16"  # the four large projections: bf16, or e4m3 in blocks by block_gemm or by cuBLASLt
     llama_4_scaling: bool = False  # refused: the DSA path would silently ignore it
 
 
@@ -157,6 +159,27 @@ class TileChoice(Part):
 
     kernel: str
     values: dict[str, int]
+
+
+Launch = Literal["eager", "graph"]
+
+
+class KernelSweep(Part):
+    """One kernel of a kernel study: every provider at every shape, its tiles where it has any."""
+
+    shapes: tuple[dict[str, int], ...]  # axis -> size, complete
+    provider: tuple[str, ...]
+    tiles: dict[str, tuple[TileChoice, ...]] = {}  # provider -> alternatives to its own choice
+
+
+class KernelStudy(Part):
+    """What `mlaprof kernels` measures: single kernels, without a layer."""
+
+    name: str
+    seed: int = 0  # of inputs and orders
+    launch: tuple[Launch, ...] = ("eager",)
+    kernels: dict[str, KernelSweep]
+    measure: MeasureSpec = MeasureSpec()
 
 
 class Axes(Part):

@@ -17,10 +17,20 @@ from pathlib import Path
 from typing import Protocol
 
 from mlaprof.machine.child import Child
-from mlaprof.plan import Plan
-from mlaprof.records import Job, Measurement, Outcome, Point, Stage, Started, decode_event
-
-Event = Started | Measurement
+from mlaprof.records import (
+    AnyJob,
+    AnyMeasurement,
+    Event,
+    Job,
+    KernelMeasurement,
+    KernelPoint,
+    Measurement,
+    Outcome,
+    Point,
+    Stage,
+    Started,
+)
+from mlaprof.wire import decode_event
 
 # -P: a file named random.py in the user's folder must not shadow a module of the worker.
 WORKER_COMMAND = (sys.executable, "-P", "-m", "mlaprof.worker")
@@ -41,10 +51,22 @@ class Worker(Protocol):
     def kill(self) -> None: ...
 
 
-Spawn = Callable[[Job], Worker]
+Spawn = Callable[[AnyJob], Worker]
+Keep = Callable[[AnyMeasurement], None]
+Pending = dict[str, Point | KernelPoint]
 
 
-def spawn_worker(job: Job, command: Sequence[str] = WORKER_COMMAND) -> Child:
+class Plan(Protocol):
+    """What to measure: a plan.Plan or a kernel_plan.KernelPlan."""
+
+    @property
+    def jobs(self) -> Sequence[AnyJob]: ...
+
+    @property
+    def skips(self) -> Sequence[AnyMeasurement]: ...
+
+
+def spawn_worker(job: AnyJob, command: Sequence[str] = WORKER_COMMAND) -> Child:
     """Start a worker on job, which finds this very mlaprof, installed or not. Raises OSError."""
     variables = {"PYTHONFAULTHANDLER": "1"}  # a crash in native code leaves its Python stack in the tail
     root = Path(__file__).resolve().parents[1]
@@ -53,7 +75,7 @@ def spawn_worker(job: Job, command: Sequence[str] = WORKER_COMMAND) -> Child:
     return Child(command, job.model_dump_json().encode(), variables)
 
 
-def sweep(plan: Plan, *, spawn: Spawn = spawn_worker, keep: Callable[[Measurement], None]) -> Iterator[Event]:
+def sweep(plan: Plan, *, spawn: Spawn = spawn_worker, keep: Keep) -> Iterator[Event]:
     """Measure every job of plan in its own process; keep each Measurement before yielding it.
 
     Every Point of the plan ends as exactly one Measurement. When a worker dies, is silent for longer than
@@ -67,8 +89,8 @@ def sweep(plan: Plan, *, spawn: Spawn = spawn_worker, keep: Callable[[Measuremen
         yield from _run_job(job, spawn, keep)
 
 
-def _run_job(job: Job, spawn: Spawn, keep: Callable[[Measurement], None]) -> Iterator[Event]:
-    pending = {point.key: point for point in job.points}
+def _run_job(job: AnyJob, spawn: Spawn, keep: Keep) -> Iterator[Event]:
+    pending: Pending = {point.key: point for point in job.points}
     while pending:
         before = len(pending)
         end = yield from _run_worker(job, pending, spawn, keep)
@@ -93,9 +115,7 @@ class _End:
     reason: str  # first line the cause, then the tail of its output
 
 
-def _run_worker(
-    job: Job, pending: dict[str, Point], spawn: Spawn, keep: Callable[[Measurement], None]
-) -> Generator[Event, None, _End]:
+def _run_worker(job: AnyJob, pending: Pending, spawn: Spawn, keep: Keep) -> Generator[Event, None, _End]:
     """Let one worker measure pending, and take out of pending what it has measured."""
     started: Started | None = None
     cause = ""
@@ -128,7 +148,7 @@ def _run_worker(
     return _End(started, "\n".join(part for part in (cause, worker.tail) if part))
 
 
-def _read(line: bytes, job: Job, pending: dict[str, Point]) -> Event:
+def _read(line: bytes, job: AnyJob, pending: Pending) -> Event:
     """The event of one line. Raises ValueError on anything that is not about job."""
     event = decode_event(line)
     if event.kind != job.kind:
@@ -143,14 +163,17 @@ def _read(line: bytes, job: Job, pending: dict[str, Point]) -> Event:
     return event
 
 
-def _failed(job: Job, point: Point, stage: Stage, reason: str) -> Measurement:
-    return Measurement(
-        point=point,
-        kind=job.kind,
-        process=job.process,
-        outcome=Outcome(status="failed", stage=stage, reason=reason),
-        emulated=job.device == "cpu",
-        recorded_at=datetime.now(UTC).isoformat(timespec="seconds"),
+def _failed(job: AnyJob, point: Point | KernelPoint, stage: Stage, reason: str) -> AnyMeasurement:
+    record = Measurement if isinstance(job, Job) else KernelMeasurement
+    return record.model_validate(
+        {
+            "point": point,
+            "kind": job.kind,
+            "process": job.process,
+            "outcome": Outcome(status="failed", stage=stage, reason=reason),
+            "emulated": job.device == "cpu",
+            "recorded_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
     )
 
 

@@ -41,6 +41,7 @@ FLOORS = {
     "mlaprof.cases": 2,
     "mlaprof.plan": 2,
     "mlaprof.noise_plan": 2,
+    "mlaprof.kernel_plan": 2,
     "mlaprof.store": 2,
     "mlaprof.machine": 2,
     "mlaprof.analysis": 2,

@@ -15,8 +15,9 @@ import pytest
 
 from mlaprof.analysis import changes, spread
 from mlaprof.analysis.noise import Noise, noise_of
-from mlaprof.records import Environment, decode
+from mlaprof.records import Environment
 from mlaprof.report.noise import Made, noise_json
+from mlaprof.wire import decode
 
 ROOT = Path(__file__).resolve().parents[1]
 ARTIFACT = ROOT / "results" / "reference" / "noise-h100.json"

@@ -152,7 +152,7 @@ def test_a_manifest_of_another_schema_is_a_programmers_error(tmp_path):
     """The version in the manifest is the version of the file."""
     manifest = make_manifest().model_copy(update={"schema_version": 99})
 
-    with pytest.raises(ValueError, match="expected 4, got 99"):
+    with pytest.raises(ValueError, match=f"expected {store.SCHEMA_VERSION}, got 99"):
         store.create(tmp_path / "run.mlaprof", manifest)
     assert list(tmp_path.iterdir()) == []
 
@@ -470,7 +470,7 @@ def test_a_run_of_the_first_schema_is_not_gone_on_with(tmp_path, open_):
     path = first_schema_run(tmp_path / "run.mlaprof")
     before = contents(tmp_path)
 
-    with pytest.raises(RunFileError, match=r"schema 1, this one writes 4.*mlaprof show.*new run"):
+    with pytest.raises(RunFileError, match=rf"schema 1, this one writes {store.SCHEMA_VERSION}.*mlaprof show.*new run"):
         open_(path)
     assert before == contents(tmp_path)
 

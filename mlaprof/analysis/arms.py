@@ -12,7 +12,7 @@ import numpy as np
 
 from mlaprof.analysis.stats import BLOCK, Bootstrap, Estimate, hierarchical, paired, quotient
 from mlaprof.facts import Timing
-from mlaprof.records import Measurement
+from mlaprof.records import AnyMeasurement
 
 Clock = Literal["device_s", "submit_s"]
 
@@ -54,7 +54,7 @@ class Arm:
         return hierarchical(processes, seed=crc32(name.encode()), block=BLOCK if len(processes) > 1 else 1)
 
 
-def arm_of(key: str, timings: Mapping[int, Measurement]) -> Arm | None:
+def arm_of(key: str, timings: Mapping[int, AnyMeasurement]) -> Arm | None:
     """The Arm of the timings of a key by process; None where one of them may not be shown, or none has a sample.
 
     A process without samples adds nothing.

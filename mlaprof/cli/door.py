@@ -82,6 +82,13 @@ def study_of(
     return load_study(config, axes=_axes(axis), settings=setting or (), preset=preset)
 
 
+def preset_of(quick: bool, rigorous: bool) -> Preset:
+    """The preset that the two options name. Raises ConfigError on both."""
+    if quick and rigorous:
+        raise ConfigError("one of them is to be followed", where="--quick --rigorous", hint="leave one of them out")
+    return "quick" if quick else "rigorous" if rigorous else "standard"
+
+
 def _axes(given: Iterable[str] | None) -> dict[str, str]:
     axes: dict[str, str] = {}
     for text in given or ():

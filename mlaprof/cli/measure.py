@@ -28,13 +28,14 @@ from mlaprof.cli.door import (
     app,
     err,
     out,
+    preset_of,
     study_of,
 )
 from mlaprof.errors import ConfigError
 from mlaprof.machine import checks
 from mlaprof.opening import DeviceChoice, device_of, new_run, require_gpu_alone, resumed_run
 from mlaprof.plan import Plan, dispatch_plan, inspection
-from mlaprof.records import Measurement, Run
+from mlaprof.records import AnyMeasurement, Measurement, Run
 from mlaprof.report import export, listing
 from mlaprof.report.buckets import print_buckets
 from mlaprof.report.console import print_summary
@@ -69,7 +70,7 @@ def sweep(
     results: ResultsDir = RESULTS,
 ) -> None:
     """Measure every cell of CONFIG, store the run, print its table and draw its plots."""
-    preset = _preset(quick, rigorous)
+    preset = preset_of(quick, rigorous)
     if resume is None:
         study = study_of(config, axis, setting, preset)
         opening = new_run(study, device, out_file, results, command=("mlaprof", *sys.argv[1:]))
@@ -115,10 +116,11 @@ def graph(
         if not shared_gpu:
             require_gpu_alone(chosen)
         plan = replace(plan, jobs=(*plan.jobs, *dispatch_plan(study, chosen, tokens).jobs))
-    found: list[Measurement] = []
+    kept: list[AnyMeasurement] = []
     with progress(len(plan), err) as tell:
-        for event in run_sweep(plan, keep=found.append):
+        for event in run_sweep(plan, keep=kept.append):
             tell(event)
+    found = [each for each in kept if isinstance(each, Measurement)]
     if format is TableOrJson.json:
         out.out(partitions_json(found).rstrip("\n"), highlight=False)
     else:
@@ -134,14 +136,8 @@ def plot(
 ) -> None:
     """Draw a run's figures as PNG and SVG, and write its summary.json beside them."""
     path = store.resolve(run, results)
-    loaded = store.load(path)
+    loaded = store.load_layers(path)
     _draw(loaded, summarize(loaded), path, out_folder)
-
-
-def _preset(quick: bool, rigorous: bool) -> Preset:
-    if quick and rigorous:
-        raise ConfigError("one of them is to be followed", where="--quick --rigorous", hint="leave one of them out")
-    return "quick" if quick else "rigorous" if rigorous else "standard"
 
 
 def _study_beside_a_run(

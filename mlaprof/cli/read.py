@@ -13,6 +13,7 @@ from mlaprof import store
 from mlaprof.analysis.compare import Comparison, FailOn
 from mlaprof.analysis.compare import compare as compare_runs
 from mlaprof.analysis.differences import refusal
+from mlaprof.analysis.kernels import summarize_kernels
 from mlaprof.analysis.summary import summarize
 from mlaprof.cli.door import RESULTS, ResultsDir, RunArgument, SharedGpuOption, TableOrJson, app, out
 from mlaprof.cli.measure import measure
@@ -23,6 +24,7 @@ from mlaprof.records import Run
 from mlaprof.report import export
 from mlaprof.report.comparison import comparison_json, print_comparison
 from mlaprof.report.console import print_summary
+from mlaprof.report.kernels import kernels_csv, kernels_json, kernels_markdown, print_kernels
 
 RunOrWay = Annotated[str, typer.Argument(help="A run as for show, or one way of it: RUN:MODE[@BOUNDARY].")]
 
@@ -41,12 +43,29 @@ def show(
     results: ResultsDir = RESULTS,
 ) -> None:
     """Print a run: its cells with medians and intervals, memory, and what failed."""
-    summary = summarize(store.load(store.resolve(run, results)))
+    found = store.load(store.resolve(run, results))
+    if found.is_of_kernels:
+        _show_kernels(found, format)
+        return
+    summary = summarize(found)
     if format is Format.table:
         print_summary(summary, out)
         return
     text = {Format.md: export.to_markdown, Format.csv: export.to_csv, Format.json: export.to_json}
     out.out(text[format](summary).rstrip("\n"), highlight=False)
+
+
+def _show_kernels(run: Run, format: Format) -> None:
+    summary = summarize_kernels(run)
+    if format is Format.table:
+        print_kernels(summary, run.manifest, out)
+        return
+    text = {
+        Format.md: lambda: kernels_markdown(summary, run.manifest),
+        Format.csv: lambda: kernels_csv(summary),
+        Format.json: lambda: kernels_json(summary, run.manifest),
+    }
+    out.out(text[format]().rstrip("\n"), highlight=False)
 
 
 @app.command()
@@ -92,7 +111,7 @@ def compare(
         raise ConfigError(
             "one way against a whole run", where=f"{base} {new}", hint="give a way behind both runs, RUN:WAY, or none"
         )
-    before, after = (store.load(store.resolve(name, results)) for name in (base_name, new_name))
+    before, after = (store.load_layers(store.resolve(name, results)) for name in (base_name, new_name))
     comparison = compare_runs(
         before, after, base_way=base_way, new_way=new_way, threshold=threshold, cross_machine=cross_machine
     )

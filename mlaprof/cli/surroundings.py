@@ -28,7 +28,7 @@ from mlaprof.errors import ConfigError
 from mlaprof.machine import checks, environment
 from mlaprof.noise_plan import LEAST_ROUNDS, MOST_ROUNDS, noise_plan
 from mlaprof.opening import DeviceChoice, device_of, require_gpu_alone
-from mlaprof.records import Device, Measurement
+from mlaprof.records import AnyMeasurement, Device, Measurement
 from mlaprof.report import listing
 from mlaprof.report.noise import Made, noise_json, print_noise
 from mlaprof.report.progress import progress
@@ -117,10 +117,11 @@ def _self_test(
     )
     listing.print_warnings(checks.warnings(made.environment, device), err)
     plan = noise_plan(device, processes=processes, rounds=rounds)
-    measured: list[Measurement] = []
+    kept: list[AnyMeasurement] = []
     with progress(len(plan), err) as tell:
-        for event in sweep(plan, keep=measured.append):
+        for event in sweep(plan, keep=kept.append):
             tell(event)
+    measured = [each for each in kept if isinstance(each, Measurement)]
     found = noise_of(measured)
     if found is None:
         raise typer.Exit(SOME_FAILED)  # the lines of progress say why

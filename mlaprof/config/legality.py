@@ -6,7 +6,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from mlaprof.checkpoint import checkpoint_problem
+from mlaprof.checkpoint import FP8_BLOCK, checkpoint_problem
 from mlaprof.config.axes import AXES, combinations
 from mlaprof.config.draft import Draft, did_you_mean
 from mlaprof.config.sizes import captured_sizes
@@ -115,6 +115,13 @@ def _check_options(draft: Draft, study: Study) -> None:
     if study.layer.options.llama_4_scaling:
         wrong = "llama_4_scaling is not supported: upstream's DSA path would silently ignore it"
         draft.complain(("layer", "llama_4_scaling"), wrong, "use false")
+    shape = study.layer.shape
+    if study.layer.options.linear != "bf16":
+        inner = {"hidden_size": shape.hidden_size, "q_lora_rank": shape.q_lora_rank}
+        for name, size in (inner | {"num_heads * v_head_dim": shape.num_heads * shape.v_head_dim}).items():
+            if size % FP8_BLOCK:
+                wrong = f"{study.layer.options.linear} wants {name} in multiples of {FP8_BLOCK}, got {size}"
+                draft.complain(("layer", "linear"), wrong, "use bf16")
     measure = study.measure
     if measure.max_samples < measure.min_samples:
         wrong = f"max_samples {measure.max_samples} is below min_samples {measure.min_samples}"

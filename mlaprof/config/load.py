@@ -36,10 +36,11 @@ from typing import Any, Literal
 from pydantic import Field
 
 from mlaprof.config.axes import ALIASES, AXES, from_text, values
-from mlaprof.config.draft import Draft, describe, did_you_mean
+from mlaprof.config.draft import Draft, did_you_mean
 from mlaprof.config.legality import check_legality
+from mlaprof.config.settings import apply_setting, require_mapping
 from mlaprof.config.shape import check_name, located, read_shape
-from mlaprof.config.yamltext import KeyPath, dump, parse, read
+from mlaprof.config.yamltext import dump, parse, read
 from mlaprof.errors import ConfigError
 from mlaprof.study import (
     PRESETS,
@@ -93,13 +94,6 @@ _KEYS: dict[str, Sequence[str]] = {
     "budget": tuple(BudgetSpec.model_fields),
     "measure": tuple(MeasureSpec.model_fields),
 }
-# Setting one of these on the command line takes the place of what the file says instead of it.
-_REPLACES: dict[KeyPath, tuple[KeyPath, ...]] = {
-    ("preset",): (("shape",),),
-    ("shape",): (("preset",),),
-    ("weights", "safetensors"): (("weights", "seed"),),
-    ("weights", "seed"): (("weights", "safetensors"), ("weights", "layer")),
-}
 
 
 def load_study(
@@ -118,11 +112,11 @@ def load_study(
     Raises ConfigError: the first complaint in the order of the file, the others as its notes.
     """
     draft = Draft(read(path))
-    _require_mapping(draft)
+    require_mapping(draft, "configs/quickstart.yaml")
     for key, value in PRESETS[preset].items():
         draft.replace(("measure", key), value, f"--{preset}")
     for setting in settings:
-        _apply_setting(draft, setting)
+        apply_setting(draft, setting)
     _apply_axes(draft, axes or {})
     study = _study(draft, path.parent)
     check_legality(draft, study)
@@ -161,29 +155,8 @@ def study_from_resolved(text: str) -> Study:
     Raises ConfigError on any other text.
     """
     draft = Draft(parse(text, "stored study"))
-    _require_mapping(draft)
+    require_mapping(draft, "configs/quickstart.yaml")
     return _study(draft, Path())
-
-
-def _require_mapping(draft: Draft) -> None:
-    if not isinstance(draft.value, dict):
-        got = "is empty" if draft.value is None else f"holds {describe(draft.value)}, not a study"
-        raise ConfigError(got, where=f"{draft.document.where}:1", hint="start from a copy of configs/quickstart.yaml")
-
-
-def _apply_setting(draft: Draft, setting: str) -> None:
-    option = f"--set {setting}"
-    key, separator, text = setting.partition("=")
-    path: KeyPath = tuple(key.strip().split("."))
-    if not separator or not all(path):
-        raise ConfigError("expected dotted.key=value", where=option, hint="write e.g. --set measure.min_samples=30")
-    try:
-        value = parse(text, option).value
-    except ConfigError as error:
-        raise ConfigError(error.message, where=option, hint=error.hint) from error
-    for replaced in _REPLACES.get(path[:1] if path == ("shape", "hf_config") else path, ()):
-        draft.remove(replaced)
-    draft.replace(path, value, option)
 
 
 def _apply_axes(draft: Draft, axes: Mapping[str, str]) -> None:

@@ -12,12 +12,12 @@ from rich.table import Column as TableColumn
 from rich.text import Text
 
 from mlaprof.facts import KernelResources
-from mlaprof.records import Measurement, Started, work
+from mlaprof.records import AnyMeasurement, Event, KernelMeasurement, Started, work
 from mlaprof.report.style import STATUS
 from mlaprof.report.units import seconds, size
 
 BAR_CELLS = 10
-Show = Callable[[Measurement | Started], None]
+Show = Callable[[Event], None]
 """Told of each event of a sweep as it happens."""
 
 
@@ -50,11 +50,11 @@ class _Lines:
         self._told: set[tuple[KernelResources, ...]] = set()
         self._silent = 0
 
-    def show(self, event: Measurement | Started) -> None:
+    def show(self, event: Event) -> None:
         if isinstance(event, Started):
             return
         self._shown += 1
-        if event.outcome.status == "compiled":
+        if not isinstance(event, KernelMeasurement) and event.outcome.status == "compiled":
             if event.resources in self._told:
                 self._silent += 1
                 return
@@ -80,7 +80,7 @@ def _bar(bar: Progress, task: TaskID) -> Show:
         text.truncate(max(room, 1), overflow="crop" if plain else "ellipsis")
         return text.plain
 
-    def show(event: Measurement | Started) -> None:
+    def show(event: Event) -> None:
         if isinstance(event, Started):
             bar.update(task, now=now(Text(f"{event.kind} {event.key} ({event.stage})")))
             return
@@ -92,7 +92,7 @@ def _bar(bar: Progress, task: TaskID) -> Show:
     return show
 
 
-def finished_line(measurement: Measurement, *, ascii_only: bool = False) -> Text:
+def finished_line(measurement: AnyMeasurement, *, ascii_only: bool = False) -> Text:
     """`✓ ok timing v3.2/prefill/t64/ctx0/full 123.4 us`; of the second process that does the same `timing#2`."""
     look = STATUS[measurement.outcome.status]
     line = Text(look.text(ascii_only), style=look.colour)
@@ -101,13 +101,15 @@ def finished_line(measurement: Measurement, *, ascii_only: bool = False) -> Text
     return line.append(_result(measurement), style="default")
 
 
-def _result(measurement: Measurement) -> str:
+def _result(measurement: AnyMeasurement) -> str:
     if measurement.outcome.status not in ("ok", "compiled"):
         return " ".join(f"{measurement.outcome.stage}: {measurement.outcome.reason}".split())
-    timed = measurement.timing or measurement.noise
+    timed = measurement.timing or (None if isinstance(measurement, KernelMeasurement) else measurement.noise)
     if timed and timed.device_s:
         stamp = " emulated" if measurement.emulated else ""
         return f"{seconds(median(timed.device_s))}{stamp}"
+    if isinstance(measurement, KernelMeasurement):
+        return ""
     if measurement.memory:
         return f"graph pool {size(measurement.memory.graph_pool_bytes)}"
     if measurement.counts:

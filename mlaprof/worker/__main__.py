@@ -15,11 +15,11 @@ def main() -> None:
     parser.add_argument("--fd", type=int, required=True, help="descriptor to write records to")
     descriptor = parser.parse_args().fd
     # Imported only now: torch takes seconds, and the parent may be gone by then.
-    from mlaprof.records import Job, encode
+    from mlaprof.wire import decode_job, encode
     from mlaprof.worker.events import ContextLost
     from mlaprof.worker.jobs import run_job
 
-    job = Job.model_validate_json(sys.stdin.buffer.read())
+    job = decode_job(sys.stdin.buffer.read())
     with os.fdopen(descriptor, "w", encoding="utf-8", buffering=1) as lines:
         try:
             for event in run_job(job):

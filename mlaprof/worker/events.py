@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import torch
 
 from mlaprof.capture.graphs import CaptureError
-from mlaprof.records import Job, Measurement, Outcome, Point, Stage, Started
+from mlaprof.records import AnyJob, Job, Measurement, Outcome, Point, Stage, Started
 
 Event = Started | Measurement
 
@@ -41,8 +41,12 @@ def failure(job: Job, point: Point, stage: Stage, error: Exception) -> Measureme
     """
     if isinstance(error, CaptureError) and not _out_of_memory(error):
         return measurement(job, point, Outcome(status="skipped", stage=stage, reason=str(error)))
-    reason = " ".join(f"{type(error).__name__}: {error}".split())
-    return measurement(job, point, Outcome(status="failed", stage=stage, reason=reason[:2000]))
+    return measurement(job, point, Outcome(status="failed", stage=stage, reason=reason_of(error)))
+
+
+def reason_of(error: Exception) -> str:
+    """The error in one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:2000]
 
 
 def _out_of_memory(error: BaseException | None) -> bool:
@@ -53,7 +57,7 @@ def _out_of_memory(error: BaseException | None) -> bool:
     return False
 
 
-def recover(job: Job) -> None:
+def recover(job: AnyJob) -> None:
     """After a failed Point: give memory back. Raises ContextLost where the CUDA context did not survive."""
     if job.device != "cuda":
         return

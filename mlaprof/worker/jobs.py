@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from mlaprof.records import Job, Kind
+from mlaprof.records import AnyJob, Event, Job, KernelJob, Kind
 from mlaprof.worker.compiling import compile_job
 from mlaprof.worker.counting import counts_job
 from mlaprof.worker.dispatching import dispatch_job
-from mlaprof.worker.events import Event, failure, recover, started
+from mlaprof.worker.events import failure, recover, started
+from mlaprof.worker.kernels import kernel_job
 from mlaprof.worker.memory import memory_job
 from mlaprof.worker.noise import noise_job
 from mlaprof.worker.rig import Rig
@@ -25,11 +26,14 @@ WITH_A_LAYER: dict[Kind, Callable[[Rig], Iterator[Event]]] = {
 }
 
 
-def run_job(job: Job) -> Iterator[Event]:
+def run_job(job: AnyJob) -> Iterator[Event]:
     """Do job. Where its layer cannot be built, every Point fails in stage `build`.
 
     Raises ContextLost after the Measurement of the Point that broke the CUDA context.
     """
+    if isinstance(job, KernelJob):
+        yield from kernel_job(job)
+        return
     if job.kind in WITHOUT_A_LAYER:
         yield from WITHOUT_A_LAYER[job.kind](job)
         return

@@ -15,6 +15,7 @@ from mlaprof.layer import inputs
 from mlaprof.layer.batch import Batch, Request, blocks_needed, place, requests_of
 from mlaprof.layer.build import build_stack
 from mlaprof.layer.cache import allocate
+from mlaprof.layer.linear import through_blocks
 from mlaprof.layer.metadata import AttnMetadata, MetadataLimits
 from mlaprof.layer.saved import poison_rows, save_rows
 from mlaprof.layer.tiling import layer_tiles
@@ -78,6 +79,7 @@ class Rig:
             form="monolithic",
             mlp=spec.mlp == "dense",
             short_seq_mha_threshold=spec.options.short_seq_mha_threshold,
+            linear=spec.options.linear,
         )
         self._arms: dict[tuple[str, str], Arm] = {}
         self.load(self.sizes[0])  # sets batch and loaded: what is in place
@@ -194,6 +196,10 @@ class Rig:
         return possible
 
     def _layer_weights(self, number: int) -> dict[str, Tensor]:
+        weights = self._read_weights(number)
+        return weights if self.job.layer.options.linear == "bf16" else through_blocks(weights)
+
+    def _read_weights(self, number: int) -> dict[str, Tensor]:
         spec = self.job.layer
         mlp, source = spec.mlp == "dense", spec.weights
         if source.safetensors is None:

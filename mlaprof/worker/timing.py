@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -10,9 +10,9 @@ import torch
 
 from mlaprof.facts import GraphFacts, Timing
 from mlaprof.machine.nvml import Nvml, Reading
-from mlaprof.measure.clock import Clock, CpuClock, CudaClock
+from mlaprof.measure.clock import Clock, CpuClock, CudaClock, Step
 from mlaprof.measure.rounds import Limits, Rounds, sample_rounds
-from mlaprof.records import Job, Outcome, Point
+from mlaprof.records import AnyJob, Job, Outcome, Point
 from mlaprof.worker.arms import Arm
 from mlaprof.worker.events import Event, failure, measurement, recover, started
 from mlaprof.worker.gate import Gate, Verdict
@@ -88,7 +88,7 @@ def _cell(rig: Rig, prepared: list[Prepared], clock: Clock, watch: Watch) -> Ite
             job,
             point,
             Outcome(status="ok"),
-            timing=_timing(job, clock, rounds, done, others),
+            timing=timing_of(job, clock, rounds, point.key, first_call_s=done.first_call_s, other_processes=others),
             checks=verdict.checks,
             gate=verdict.facts,
             graph=done.graph,
@@ -134,10 +134,16 @@ def _first_call_s(rig: Rig, prepared: Prepared, clock: Clock) -> float:
 
 
 def _sample(rig: Rig, ready: list[Proven], clock: Clock, watch: Watch) -> Rounds[Reading]:
-    job, spec = rig.job, rig.job.measure
     rest(rig, ready)
+    steps = {each.arm.point.key: step_of(each.arm) for each in ready}
+    return sample_arms(rig.job, steps, clock, watch, seed=rig.job.batch.seed)
+
+
+def sample_arms(job: AnyJob, steps: Mapping[str, Step], clock: Clock, watch: Watch, *, seed: int) -> Rounds[Reading]:
+    """Rounds of these steps as the job's measure has it; seed of the orders, which no two processes share."""
+    spec = job.measure
     return sample_rounds(
-        {each.arm.point.key: step_of(each.arm) for each in ready},
+        steps,
         clock,
         Limits(
             min_samples=spec.min_samples,
@@ -146,7 +152,7 @@ def _sample(rig: Rig, ready: list[Proven], clock: Clock, watch: Watch) -> Rounds
             time_s=min(spec.cell_time_s, TIME_SHARE * spec.point_timeout_s),
             warmup_s=spec.warmup_s,
         ),
-        seed=job.batch.seed + ORDERS_APART * job.process,
+        seed=seed + ORDERS_APART * job.process,
         reading=watch.reading,
         valid=valid_at(spec.min_clock_ratio),
     )
@@ -170,8 +176,11 @@ def step_of(arm: Arm) -> Callable[[], object]:
     return step
 
 
-def _timing(job: Job, clock: Clock, rounds: Rounds[Reading], done: Proven, other_processes: int) -> Timing:
-    found = rounds.arms[done.arm.point.key]
+def timing_of(
+    job: AnyJob, clock: Clock, rounds: Rounds[Reading], key: str, *, first_call_s: float, other_processes: int
+) -> Timing:
+    """The Timing of the arm `key`."""
+    found = rounds.arms[key]
     readings = [each for each in found.readings if each is not None]
     complete = readings if len(readings) == len(found.samples) else []
     return Timing(
@@ -195,7 +204,7 @@ def _timing(job: Job, clock: Clock, rounds: Rounds[Reading], done: Proven, other
         cache=job.measure.cache,
         clock=clock.name,
         warmup_s=job.measure.warmup_s,
-        first_call_s=done.first_call_s,
+        first_call_s=first_call_s,
     )
 
 
@@ -205,7 +214,7 @@ def _series(values: list[float | None]) -> tuple[float, ...]:
     return known if len(known) == len(values) else ()
 
 
-def clock_of(job: Job) -> Clock:
+def clock_of(job: AnyJob) -> Clock:
     """The clock of the job's device and cache state."""
     cold = job.measure.cache == "cold"
     if job.device == "cuda":
@@ -213,6 +222,6 @@ def clock_of(job: Job) -> Clock:
     return CpuClock(cold=cold)
 
 
-def watch_of(job: Job, nvml: Nvml) -> Watch:
+def watch_of(job: AnyJob, nvml: Nvml) -> Watch:
     """Of the GPU that the job runs on; of none on a CPU."""
     return Watch(nvml, nvml.cuda_index() if job.device == "cuda" else None)

@@ -12,8 +12,9 @@ from mlaprof.analysis.noise import Added, Noise, Step
 from mlaprof.analysis.stats import Estimate
 from mlaprof.analysis.trials import Injection, Kind, Rate, Trials
 from mlaprof.facts import NoiseRounds
-from mlaprof.records import Environment, Measurement, Outcome, Point, decode
+from mlaprof.records import Environment, Measurement, Outcome, Point
 from mlaprof.report.noise import Made, noise_json, print_noise
+from mlaprof.wire import decode
 
 
 @pytest.fixture

@@ -10,7 +10,8 @@ from mlaprof.facts import Check
 from mlaprof.measure.clock import CpuClock, Sample
 from mlaprof.measure.rounds import sample_rounds
 from mlaprof.noise_plan import noise_plan
-from mlaprof.records import Job, decode, encode
+from mlaprof.records import Job
+from mlaprof.wire import decode, encode
 from mlaprof.worker import noise
 from mlaprof.worker.gate import Gate, Verdict
 

@@ -1,0 +1,61 @@
+"""A kernel study as jobs: one process a kernel, again for each of measure.processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from mlaprof import kernel_shapes
+from mlaprof.records import Device, KernelJob, KernelMeasurement, KernelPoint, Kind
+from mlaprof.study import KernelStudy, KernelSweep, TileChoice
+
+
+@dataclass(frozen=True)
+class KernelPlan:
+    """Jobs in run order. Nothing is skipped beforehand: what a provider lacks shows when it is asked."""
+
+    jobs: tuple[KernelJob, ...]
+    skips: tuple[KernelMeasurement, ...] = ()
+
+    @property
+    def planned(self) -> tuple[tuple[Kind, str, int], ...]:
+        """Every measurement to expect, in run order."""
+        return tuple((job.kind, point.key, job.process) for job in self.jobs for point in job.points)
+
+    def __len__(self) -> int:
+        return sum(len(job.points) for job in self.jobs)
+
+
+def expand_kernels(study: KernelStudy, device: Device) -> KernelPlan:
+    """All work of a kernel study: the ceilings of the GPU first and last, the kernels in the order of the study.
+
+    The chip's clock moves with its load, so a rate means most beside the ceilings of the same run.
+    """
+    kernels = dict(study.kernels)
+    if device == "cuda":
+        ceilings = {name: _CEILING for name in kernel_shapes.CEILINGS if name not in kernels}
+        kernels = {**ceilings, **kernels}
+    every = {name: tuple(_points(study, name, sweep)) for name, sweep in kernels.items()}
+    return KernelPlan(
+        tuple(
+            KernelJob(process=process, device=device, seed=study.seed, measure=study.measure, points=points)
+            for process in range(study.measure.processes)
+            for points in every.values()
+            if points
+        )
+    )
+
+
+_CEILING = KernelSweep(shapes=({},), provider=("torch",))
+
+
+def _points(study: KernelStudy, name: str, sweep: KernelSweep) -> Iterator[KernelPoint]:
+    """The arms of a cell adjacent: every provider, each with its own choice of tiles first."""
+    for given in sweep.shapes:
+        shape = kernel_shapes.complete(name, given)
+        for provider in sweep.provider:
+            choices: tuple[TileChoice | None, ...] = (None, *sweep.tiles.get(provider, ()))
+            for choice in choices:
+                for launch in study.launch:
+                    tiles = None if choice is None else choice.values
+                    yield KernelPoint(kernel=name, shape=shape, provider=provider, launch=launch, tiles=tiles)

@@ -1,0 +1,50 @@
+"""Records as lines: what goes over the worker's pipe, and what a row of a run file holds."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from mlaprof.records import AnyJob, AnyMeasurement, Event, Job, KernelJob, KernelMeasurement, Measurement, Started
+
+
+def encode(event: Event) -> str:
+    """One line of JSON; a Started goes under the name `started`."""
+    text = event.model_dump_json(exclude_defaults=False)
+    return f'{{"started":{text}}}' if isinstance(event, Started) else text
+
+
+def decode(line: str | bytes) -> AnyMeasurement:
+    """The measurement that `encode` wrote. Raises ValueError on anything else."""
+    return _measurement(_json(line))
+
+
+def decode_event(line: str | bytes) -> Event:
+    """What `encode` wrote. Raises ValueError on anything else."""
+    value = _json(line)
+    if isinstance(value, dict) and value.keys() == {"started"}:
+        return Started.model_validate(value["started"])
+    return _measurement(value)
+
+
+def decode_job(text: str | bytes) -> AnyJob:
+    """A Job or a KernelJob from its JSON. Raises ValueError on anything else."""
+    value = _json(text)
+    record: type[Job] | type[KernelJob] = KernelJob if _is_kernel(value) else Job
+    return record.model_validate_json(text)
+
+
+def _measurement(value: Any) -> AnyMeasurement:
+    record: type[Measurement] | type[KernelMeasurement] = KernelMeasurement if _is_kernel(value) else Measurement
+    return record.model_validate(value)
+
+
+def _is_kernel(value: Any) -> bool:
+    return isinstance(value, dict) and value.get("kind") == "kernel"
+
+
+def _json(line: str | bytes) -> Any:
+    try:
+        return json.loads(line)
+    except RecursionError:
+        raise ValueError("JSON nested too deeply") from None

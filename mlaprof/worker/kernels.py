@@ -1,0 +1,137 @@
+"""A kernel job: at each shape every provider's kernel, proven against the oracle, then sampled interleaved."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from time import perf_counter
+
+import torch
+
+from mlaprof.cases import CASES, Case, Unavailable, poisoned, version
+from mlaprof.facts import Check, Timing
+from mlaprof.machine.nvml import Nvml, Reading
+from mlaprof.measure.clock import Clock
+from mlaprof.measure.rounds import Rounds
+from mlaprof.records import Event, KernelJob, KernelMeasurement, KernelPoint, Outcome, Stage, Started
+from mlaprof.worker.events import reason_of, recover
+from mlaprof.worker.health import Watch
+from mlaprof.worker.timing import clock_of, sample_arms, timing_of, watch_of
+
+Step = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class _Proven:
+    point: KernelPoint
+    step: Step
+    checks: tuple[Check, ...]
+    first_call_s: float
+
+
+def kernel_job(job: KernelJob) -> Iterator[Event]:
+    """Every cell of the job, one after another. Raises ContextLost as events.recover does."""
+    clock = clock_of(job)
+    with torch.inference_mode(), Nvml() as nvml:
+        watch = watch_of(job, nvml)
+        for _, points in itertools.groupby(job.points, key=lambda point: point.cell):
+            yield from _cell(job, list(points), clock, watch)
+
+
+def _cell(job: KernelJob, points: list[KernelPoint], clock: Clock, watch: Watch) -> Iterator[Event]:
+    yield Started(kind=job.kind, key=points[0].key, stage="build")
+    try:
+        case = CASES[points[0].kernel](points[0].shape, seed=job.seed, device=torch.device(job.device))
+    except Exception as error:
+        for point in points:
+            yield _failure(job, point, "build", error)
+        recover(job)
+        return
+    ready: list[_Proven] = []
+    for point in points:
+        yield Started(kind=job.kind, key=point.key, stage="verify")
+        try:
+            proven = _prove(job, case, point, clock)
+        except Unavailable as error:
+            yield _measurement(job, case, point, Outcome(status="skipped", stage="verify", reason=str(error)))
+            continue
+        except Exception as error:
+            yield _failure(job, point, "verify", error)
+            recover(job)
+            continue
+        if wrong := [check for check in proven.checks if not check.passed]:
+            reason = "; ".join(f"{check.name} {check.value:.3g}, limit {check.limit:g}" for check in wrong)
+            outcome = Outcome(status="incorrect", stage="verify", reason=reason)
+            yield _measurement(job, case, point, outcome, checks=proven.checks)
+            continue
+        ready.append(proven)
+    if not ready:
+        return
+    yield Started(kind=job.kind, key=ready[0].point.key, stage="measure")
+    try:
+        others = watch.other_processes()
+        rounds = sample_arms(job, {each.point.key: each.step for each in ready}, clock, watch, seed=job.seed)
+        others = max(others, watch.other_processes())
+    except Exception as error:
+        for lost in ready:
+            yield _failure(job, lost.point, "measure", error)
+        recover(job)
+        return
+    for each in ready:
+        timing = _timing(job, clock, rounds, each, others)
+        yield _measurement(job, case, each.point, Outcome(status="ok"), checks=each.checks, timing=timing)
+
+
+def _prove(job: KernelJob, case: Case, point: KernelPoint, clock: Clock) -> _Proven:
+    """The Point's call, run once and compared with the oracle; a graph is what is run and compared."""
+    begin_s = perf_counter()
+    with poisoned():
+        call = case.call(point.provider, point.tiles)
+        result = call()
+    clock.settle()
+    first_call_s = perf_counter() - begin_s
+    step: Step = call
+    if point.launch == "graph":
+        if job.device != "cuda":
+            raise Unavailable("a CPU has no graphs", "use launch: [eager], or a GPU")
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            result = call()
+        graph.replay()
+        step = graph.replay
+    return _Proven(point, step, tuple(case.check(result)), first_call_s)
+
+
+def _timing(job: KernelJob, clock: Clock, rounds: Rounds[Reading], done: _Proven, others: int) -> Timing:
+    return timing_of(job, clock, rounds, done.point.key, first_call_s=done.first_call_s, other_processes=others)
+
+
+def _failure(job: KernelJob, point: KernelPoint, stage: Stage, error: Exception) -> KernelMeasurement:
+    outcome = Outcome(status="failed", stage=stage, reason=reason_of(error))
+    return _measurement(job, None, point, outcome)
+
+
+def _measurement(
+    job: KernelJob,
+    case: Case | None,
+    point: KernelPoint,
+    outcome: Outcome,
+    *,
+    checks: tuple[Check, ...] = (),
+    timing: Timing | None = None,
+) -> KernelMeasurement:
+    return KernelMeasurement(
+        point=point,
+        process=job.process,
+        outcome=outcome,
+        emulated=job.device == "cpu",
+        recorded_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
+        flops=case.work.flops if case else 0,
+        bytes=case.work.bytes if case else 0,
+        precision=case.precision if case else "",
+        version=version(point.provider),
+        timing=timing,
+        checks=checks,
+    )
