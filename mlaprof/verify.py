@@ -30,6 +30,11 @@ from mlaprof.study import PR_BOUNDARY
 MAX_ROW_ERROR = 0.02  # worst row of |out - ref| / |ref|
 MAX_KEY_ERROR = 0.08  # of a cached index key: e4m3 keeps 3 bits, and an amax at a power of two may round either way
 MAX_TOPK_MISS = 0.05  # 1 - mean Jaccard of the selected sets; upstream's own decode test demands as much
+# With e4m3 activations in the projections: two values that differ by bf16's rounding fall into different codes, and a
+# row of codes is 0.026 from what was rounded. The oracle rounds, too, so that a layer is up to twice that from it: 0.053
+# at most of 12 layer checks (emulated, tiny and 1536 wide, 2026-11-23).
+MAX_FP8_ROW_ERROR = 0.08
+MAX_FP8_TOPK_MISS = 0.1
 SAMPLED_ROWS = 16
 
 
@@ -80,14 +85,19 @@ def against_oracle(
     selected = _selection(probed, batch, position_ids, context, rows)
     # The reference has no rows for positions to come; a selection of them is counted below.
     legal = {row: picked[picked <= position_ids[row]] for row, picked in selected.items()}
-    expected = reference.attention(weights, shape, hidden, histories, rows=rows, selected=legal)
+    fp8 = attn.linear != "bf16"
+    expected = reference.attention(weights, shape, hidden, histories, rows=rows, selected=legal, fp8_activations=fp8)
 
     def check(what: str, value: float, limit: float) -> Check:
         return Check(name=f"layer {number}: {what}", value=value, limit=limit)
 
     output = probed.output[list(expected.rows)].float()
     checks = [
-        check("worst row error vs oracle", _worst_row(expected.output, output), MAX_ROW_ERROR),
+        check(
+            "worst row error vs oracle",
+            _worst_row(expected.output, output),
+            MAX_FP8_ROW_ERROR if fp8 else MAX_ROW_ERROR,
+        ),
         # One row among the thousands of a long context moves no output: what was cached must be looked at itself.
         check("latent rows written", _worst_row(expected.latent, latent.float()), MAX_ROW_ERROR),
     ]
@@ -100,9 +110,10 @@ def against_oracle(
     if dense_tokens < batch.num_tokens:
         checks.append(check("index keys written", _worst_row(expected.index_k, index_k), MAX_KEY_ERROR))
     if choosing := [row for row in rows if row >= dense_tokens]:
-        own = reference.attention(weights, shape, hidden, histories, rows=choosing)
+        own = reference.attention(weights, shape, hidden, histories, rows=choosing, fp8_activations=fp8)
+        miss = MAX_FP8_TOPK_MISS if fp8 else MAX_TOPK_MISS
         overlap = [_jaccard(a, selected[row]) for row, a in zip(own.rows, own.topk, strict=True)]
-        checks.append(check("top-k sets missing vs oracle", 1.0 - sum(overlap) / len(overlap), MAX_TOPK_MISS))
+        checks.append(check("top-k sets missing vs oracle", 1.0 - sum(overlap) / len(overlap), miss))
     return tuple(checks)
 
 

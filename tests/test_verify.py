@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,17 +13,20 @@ from torch import Tensor
 
 from mlaprof import verify
 from mlaprof.facts import Check
+from mlaprof.kernels import reference, reference_fused
 from mlaprof.layer import attention, indexer, inputs, mla
 from mlaprof.layer.batch import Batch, Request, place
 from mlaprof.layer.build import build_stack
 from mlaprof.layer.cache import allocate
 from mlaprof.layer.context import ForwardContext
+from mlaprof.layer.linear import through_blocks
 from mlaprof.layer.metadata import AttnMetadata, MetadataLimits
 from mlaprof.layer.mla import MLA
+from mlaprof.layer.ops import OPS
 from mlaprof.layer.tiling import layer_tiles
 from mlaprof.layer.weights import random_weights
 from mlaprof.shapes import PRESETS, LayerShape
-from mlaprof.study import kernel_dims
+from mlaprof.study import LinearKind, kernel_dims
 
 CPU = torch.device("cpu")
 NUM_BLOCKS = 64
@@ -37,11 +41,13 @@ BATCHES = {"prefill": PREFILL, "decode": DECODE, "mixed": MIXED}
 class Subject:
     """Two layers, of which every check looks at both."""
 
-    def __init__(self, *, short_seq_mha_threshold: int = 0, topk: int = 64) -> None:
+    def __init__(self, *, short_seq_mha_threshold: int = 0, topk: int = 64, linear: LinearKind = "bf16") -> None:
         shape = replace(PRESETS["tiny"], num_heads=8, hidden_size=256, q_lora_rank=128, index_topk=topk)
         self.shape = shape
         self.caches = allocate(shape, 2, NUM_BLOCKS, CPU)
         self.weights = [random_weights(shape, seed=number, mlp=False, device=CPU) for number in range(2)]
+        if linear != "bf16":
+            self.weights = [through_blocks(each) for each in self.weights]
         limits = MetadataLimits(max_num_tokens=128, max_num_requests=16, max_seq_len=2048, index_topk=topk)
         self.metadata = AttnMetadata(limits, self.caches, CPU)
         self.stack = build_stack(
@@ -51,6 +57,7 @@ class Subject:
             tiles=layer_tiles(kernel_dims(shape), {}),
             form="split",
             short_seq_mha_threshold=short_seq_mha_threshold,
+            linear=linear,
         )
 
     def checks(
@@ -103,30 +110,61 @@ def test_a_healthy_layer_is_green(subject, name):
         assert max(check.value / check.limit for check in checks if kind in check.name) < 0.5
 
 
+@pytest.mark.parametrize("name", BATCHES)
+def test_a_layer_of_block_scaled_projections_is_green(name):
+    """Against an oracle that rounds what enters them, too, and with limits of its own."""
+    checks = Subject(linear="fp8_block").checks(BATCHES[name])
+    assert len(checks) == 11 and red(checks) == set()
+    rows = [check.value for check in checks if ROW in check.name]
+    assert min(rows) > verify.MAX_ROW_ERROR > max(check.value for check in checks if LATENT in check.name)
+
+
+def test_a_projection_with_a_wrong_scale_is_red(monkeypatch):
+    """One block of 128 x 128 of one weight, twice as large as it should be."""
+    subject = Subject(linear="fp8_block")
+    subject.stack.attention["0"].o_proj.weight_scale[0, 0] *= 2
+    assert ROW in red(subject.checks(PREFILL))
+
+
 Plant = Callable[[pytest.MonkeyPatch, Subject], Callable[[Batch], None] | None]
 
 
+class _Ops:
+    """OPS with faults planted: planted(real, *arguments) is called in the place of real(*arguments)."""
+
+    def __init__(self, **planted: Callable[..., Any]) -> None:
+        self._planted = planted
+
+    def __getattr__(self, name: str) -> Any:
+        real = getattr(OPS, name)
+        return partial(self._planted[name], real) if name in self._planted else real
+
+
 def wrong_rope_pairing(patch: pytest.MonkeyPatch, subject: Subject) -> None:
-    real = mla.rotate
-    for module in (mla, attention):
-        patch.setattr(
-            module, "rotate", lambda x, cos_sin, *, interleaved: real(x, cos_sin, interleaved=not interleaved)
-        )
+    real = reference_fused.rotated
+
+    def halves(x: Tensor, cos_sin: Tensor, positions: Tensor, *, interleaved: bool) -> Tensor:
+        return real(x, cos_sin, positions, interleaved=False)  # as the indexer of this shape does anyway
+
+    patch.setattr(reference_fused, "rotated", halves)
 
 
 def wrong_index_rope_pairing(patch: pytest.MonkeyPatch, subject: Subject) -> None:
-    real = indexer.rotate
-    patch.setattr(indexer, "rotate", lambda x, cos_sin, *, interleaved: real(x, cos_sin, interleaved=not interleaved))
+    def other(real: Callable[..., Any], *args: Any) -> Any:
+        *rest, interleaved = args
+        return real(*rest, not interleaved)
+
+    patch.setattr(indexer, "OPS", _Ops(index_query=other))
+    patch.setattr(mla, "OPS", _Ops(norm_rope=other))
 
 
 def double_rotation(patch: pytest.MonkeyPatch, subject: Subject) -> None:
-    real = attention.rotate
+    def twice(real: Callable[..., None], q: Tensor, w: Tensor, cos_sin: Tensor, positions: Tensor, out: Tensor) -> None:
+        real(q, w, cos_sin, positions, out)
+        pe = out[..., w.shape[1] :]
+        reference_fused.query_rope(pe.clone(), cos_sin, positions, pe)
 
-    def twice(x: Tensor, cos_sin: Tensor, *, interleaved: bool) -> Tensor:
-        once = real(x, cos_sin, interleaved=interleaved)
-        return real(once, cos_sin, interleaved=interleaved)
-
-    patch.setattr(attention, "rotate", twice)  # q_pe's; the layer rotates k_pe
+    patch.setattr(attention, "OPS", _Ops(absorb=twice))  # q_pe's; the cache write rotates k_pe
 
 
 def no_mscale(patch: pytest.MonkeyPatch, subject: Subject) -> None:
@@ -189,36 +227,37 @@ def nan_in_one_element(patch: pytest.MonkeyPatch, subject: Subject) -> None:
 
 
 def future_position(patch: pytest.MonkeyPatch, subject: Subject) -> None:
-    real = indexer.select_topk
+    def later(real: Callable[..., None], *args: Any) -> None:
+        real(*args)
+        args[-1].copy_(torch.where(args[-1] >= 0, args[-1] + 1, args[-1]))
 
-    def later(logits: Tensor, ks: Tensor | None, *, out: Tensor) -> None:
-        real(logits, ks, out=out)
-        out.copy_(torch.where(out >= 0, out + 1, out))
-
-    patch.setattr(indexer, "select_topk", later)
+    patch.setattr(indexer, "OPS", _Ops(topk=later))
 
 
 def repeated_position(patch: pytest.MonkeyPatch, subject: Subject) -> None:
-    real = indexer.select_topk
+    def doubled(real: Callable[..., None], *args: Any) -> None:
+        real(*args)
+        args[-1][:, 1] = args[-1][:, 0]
 
-    def doubled(logits: Tensor, ks: Tensor | None, *, out: Tensor) -> None:
-        real(logits, ks, out=out)
-        out[:, 1] = out[:, 0]
-
-    patch.setattr(indexer, "select_topk", doubled)
+    patch.setattr(indexer, "OPS", _Ops(topk=doubled))
 
 
 def first_positions(patch: pytest.MonkeyPatch, subject: Subject) -> None:
-    def in_order(logits: Tensor, ks: Tensor | None, *, out: Tensor) -> None:
-        seen = logits.isfinite().sum(-1, keepdim=True)
+    def in_order(
+        real: Callable[..., None], logits: Tensor, starts: Tensor | None, ends: Tensor, tiles: list[int], out: Tensor
+    ) -> None:
+        seen = ends if starts is None else ends - starts
         column = torch.arange(out.shape[1], dtype=torch.int32)
-        out.copy_(torch.where(column < seen, column, -1))
+        out.copy_(torch.where(column < seen[:, None], column, -1))
 
-    patch.setattr(indexer, "select_topk", in_order)
+    patch.setattr(indexer, "OPS", _Ops(topk=in_order))
 
 
 def latent_not_appended(patch: pytest.MonkeyPatch, subject: Subject) -> None:
-    patch.setattr(MLA, "_append_latent", lambda self, *args: None)
+    def keys_alone(real: Callable[..., None], *args: Any) -> None:
+        reference.update_index_cache(*args[7:11], args[11])
+
+    patch.setattr(mla, "OPS", _Ops(cache_write=keys_alone))
 
 
 def index_keys_not_cached(patch: pytest.MonkeyPatch, subject: Subject) -> Callable[[Batch], None]:
@@ -324,8 +363,8 @@ def test_a_probe_changes_nothing_and_leaves_no_hook(subject):
     with ForwardContext(subject.stack.attention, subject.metadata, compiled=False):
         probed, probes = verify.probe(subject.stack, hidden, positions)
         assert torch.equal(subject.stack(hidden, positions), probed)
-        with pytest.raises(IndexError):
-            verify.probe(subject.stack, hidden, positions + (1 << 40))
+        with pytest.raises((ValueError, RuntimeError)):
+            verify.probe(subject.stack, hidden, positions[:-1])
     assert [each.attn.layer_idx for each in probes] == ["0", "1"]
     assert not any(attn._forward_hooks for attn in subject.stack.attention.values())
 

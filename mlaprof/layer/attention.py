@@ -20,6 +20,7 @@ from mlaprof.shapes import LayerShape
 def absorbed(
     q: Tensor,
     cos_sin: Tensor,
+    position_ids: Tensor,
     rows: Tensor,
     latent_rows: Tensor,
     *,
@@ -32,7 +33,8 @@ def absorbed(
     """Attend in the latent space: one 576-wide KV head whose first 512 columns are also the value.
 
     q               [n, H * qk_head_dim]         not rotated
-    cos_sin         [n, 2, rope/2] fp32          rotation at each query's position
+    cos_sin         [max_positions, 2, rope/2]   fp32
+    position_ids    [n] int64
     rows            [n, index_topk] int32        rows of latent_rows that a query sees; -1 is empty
     latent_rows     [num_rows, latent_dim]       the flat paged cache, this step's rows included
     k_b_proj_trans  [H, kv_lora, nope]
@@ -40,22 +42,11 @@ def absorbed(
     out             [n, H * v_head_dim]
     """
     count = q.shape[0]
-    q = q.view(count, shape.num_heads, shape.qk_head_dim)
-    q_nope, q_pe = q.split((shape.qk_nope_head_dim, shape.qk_rope_head_dim), dim=-1)
     query = q.new_empty((count, shape.num_heads, shape.latent_dim))
-    torch.bmm(
-        q_nope.transpose(0, 1),
-        k_b_proj_trans.transpose(1, 2),
-        out=query[..., : shape.kv_lora_rank].transpose(0, 1),
-    )
-    query[..., shape.kv_lora_rank :].copy_(rotate(q_pe, cos_sin, interleaved=True))
+    OPS.absorb(q.view(count, shape.num_heads, shape.qk_head_dim), k_b_proj_trans, cos_sin, position_ids, query)
     latent = q.new_empty((count, shape.num_heads, shape.kv_lora_rank))
     OPS.sparse_attn(query, latent_rows, rows, shape.softmax_scale, tiles, latent)
-    torch.bmm(
-        latent.transpose(0, 1),
-        v_b_proj.transpose(1, 2),
-        out=out.view(count, shape.num_heads, shape.v_head_dim).transpose(0, 1),
-    )
+    OPS.up_project(latent, v_b_proj, out.view(count, shape.num_heads, shape.v_head_dim))
 
 
 def dense(

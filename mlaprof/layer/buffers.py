@@ -78,6 +78,7 @@ class FixedBuffers:
         self._block_table = twin(requests, blocks_per_seq, dtype=torch.int32, tail=-1)
         self._req_idx_per_token = twin(tokens, dtype=torch.int32)
         self._positions = twin(tokens, dtype=torch.int64)
+        self._visible = twin(tokens, dtype=torch.int32)
         self._cu_seqlen_ks = twin(tokens, dtype=torch.int32)
         self._cu_seqlen_ke = twin(tokens, dtype=torch.int32)
         self._chunk_ks = twin(tokens, dtype=torch.int32)

@@ -12,6 +12,7 @@ from mlaprof.layer.rope import cos_sin_table
 from mlaprof.layer.stack import DecoderLayer, Stack
 from mlaprof.layer.tiling import LayerTiles
 from mlaprof.shapes import LayerShape
+from mlaprof.study import LinearKind
 
 
 def build_stack(
@@ -23,8 +24,11 @@ def build_stack(
     form: Form,
     mlp: bool = False,
     short_seq_mha_threshold: int = 0,
+    linear: LinearKind = "bf16",
 ) -> Stack:
     """One decoder layer a weight dict (`weights.random_weights` or `checkpoint_weights`), weights fused and ready.
+
+    linear  other than bf16 wants weights that went `through_blocks`
 
     Raises ValueError for a shape the split has no answer to: q_lora_rank 0 (MLA-lite).
     """
@@ -42,6 +46,7 @@ def build_stack(
             tiles=tiles,
             form=form,
             short_seq_mha_threshold=short_seq_mha_threshold,
+            linear=linear,
         )
         attn.post_load_weights()
         layers.append(DecoderLayer(attn, weights, mlp=mlp))

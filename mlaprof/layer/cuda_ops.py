@@ -1,12 +1,27 @@
-"""The CUDA side of the single-kernel ops: Triton launchers, tiles unpacked from the schema's integers."""
+"""The CUDA side of the single-kernel operators: launchers, tiles unpacked from the schema's integers."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from mlaprof.kernels import act_quant, index_cache, index_convert, index_logits, paged_logits, sparse_attn
+from mlaprof.kernels import (
+    absorb,
+    block_gemm,
+    cache_write,
+    group_quant,
+    index_cache,
+    index_convert,
+    index_logits,
+    index_query,
+    norm_rope,
+    paged_logits,
+    sparse_attn,
+    topk,
+)
 from mlaprof.kernels.tiles import unpack
+
+CUBLASLT_ROWS = 16  # a multiple of which its block-scaled product takes
 
 
 def _index_logits(
@@ -27,8 +42,63 @@ def _paged_index_logits(
     return paged_logits.paged_index_logits(q, cache, weights, kv_lens, block_table, max_len, unpack(packed))
 
 
+def _topk(logits: Tensor, starts: Tensor | None, ends: Tensor, packed: list[int], out: Tensor) -> None:
+    topk.topk(logits, starts, ends, out.shape[1], unpack(packed), out=out)
+
+
 def _sparse_attn(q: Tensor, cache: Tensor, indices: Tensor, scale: float, packed: list[int], out: Tensor) -> None:
     sparse_attn.sparse_attn(q, cache, indices, scale, unpack(packed), out=out)
+
+
+def _norm_rope(
+    fused: Tensor,
+    q_weight: Tensor,
+    kv_weight: Tensor,
+    eps: float,
+    index_k: Tensor,
+    k_weight: Tensor,
+    k_bias: Tensor,
+    k_eps: float,
+    cos_sin: Tensor,
+    positions: Tensor,
+    interleaved: bool,
+) -> tuple[Tensor, ...]:
+    return norm_rope.norm_rope(
+        fused, q_weight, kv_weight, eps, index_k, k_weight, k_bias, k_eps, cos_sin, positions, interleaved=interleaved
+    )
+
+
+def _index_key(
+    index_k: Tensor,
+    k_weight: Tensor,
+    k_bias: Tensor,
+    k_eps: float,
+    cos_sin: Tensor,
+    positions: Tensor,
+    interleaved: bool,
+) -> tuple[Tensor, ...]:
+    return norm_rope.index_key(index_k, k_weight, k_bias, k_eps, cos_sin, positions, interleaved=interleaved)
+
+
+def _index_query(
+    q: Tensor, weights: Tensor, cos_sin: Tensor, positions: Tensor, weight_scale: float, interleaved: bool
+) -> tuple[Tensor, ...]:
+    return index_query.index_query(q, weights, cos_sin, positions, weight_scale, interleaved=interleaved)
+
+
+def _group_quant(x: Tensor) -> tuple[Tensor, Tensor]:
+    return group_quant.group_quant(x)
+
+
+def _block_linear(codes: Tensor, scale: Tensor, weight: Tensor, weight_scale: Tensor, cublaslt: bool) -> Tensor:
+    if not cublaslt:
+        return block_gemm.block_gemm(codes, scale, weight, weight_scale)
+    # It takes dense columns of scales, and refuses a single row.
+    m, padding = codes.shape[0], -codes.shape[0] % CUBLASLT_ROWS
+    codes = torch.nn.functional.pad(codes.view(torch.uint8), (0, 0, 0, padding)).view(codes.dtype)
+    scale = torch.nn.functional.pad(scale.t(), (0, padding)).contiguous().t()
+    product = torch._scaled_mm(codes, weight.t(), scale_a=scale, scale_b=weight_scale.t(), out_dtype=torch.bfloat16)
+    return product[:m]
 
 
 def register(library: torch.library.Library) -> None:
@@ -36,10 +106,19 @@ def register(library: torch.library.Library) -> None:
     for name, launcher in (
         ("index_logits", _index_logits),
         ("paged_index_logits", _paged_index_logits),
+        ("topk", _topk),
         ("sparse_attn", _sparse_attn),
-        ("act_quant", act_quant.act_quant),
-        ("update_index_cache", index_cache.update_index_cache),
-        ("gather_index_cache", index_cache.gather_index_cache),
         ("convert_indices", index_convert.convert_indices),
+        ("project_norms", norm_rope.project_norms),
+        ("norm_rope", _norm_rope),
+        ("index_key", _index_key),
+        ("index_query", _index_query),
+        ("append_latent", cache_write.append_latent),
+        ("cache_write", cache_write.cache_write),
+        ("gather_index_cache", index_cache.gather_index_cache),
+        ("absorb", absorb.absorb),
+        ("up_project", absorb.up_project),
+        ("group_quant", _group_quant),
+        ("block_linear", _block_linear),
     ):
         library.impl(name, launcher, "CUDA")

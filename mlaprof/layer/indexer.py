@@ -2,7 +2,7 @@
 
 Two halves with a border between them. `pre_indexer_proj` is token-wise and belongs to Op 1; `sparse_attn_indexer`
 reads batch structure, updates the indexer K cache and selects, and belongs to Op 2. Other boundaries cut the second
-half further (`update_k_cache`, `select_fresh`) or leave both to Op 2. Source: the DSA section of the DeepSeek-V3.2
+half further (`select_fresh`) or leave both to Op 2. Source: the DSA section of the DeepSeek-V3.2
 report and TensorRT-LLM #12503.
 """
 
@@ -12,16 +12,15 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from mlaprof.layer.context import ForwardContext
-from mlaprof.layer.linear import Linear
+from mlaprof.layer.linear import Linear, linear
 from mlaprof.layer.metadata import AttnMetadata
 from mlaprof.layer.ops import OPS
 from mlaprof.layer.parallel import maybe_execute_in_parallel
-from mlaprof.layer.rope import rotate
 from mlaprof.layer.tiling import LayerTiles
 from mlaprof.shapes import LayerShape
+from mlaprof.study import LinearKind
 
 QUANT_BLOCK_SIZE = 128
 K_NORM_EPS = 1e-6  # LayerNorm with weight and bias, unlike the layer's two RMSNorms
@@ -30,11 +29,11 @@ K_NORM_EPS = 1e-6  # LayerNorm with weight and bias, unlike the layer's two RMSN
 class Indexer(nn.Module):
     """One wq_b / wk / weights_proj set, replicated on every tensor-parallel rank."""
 
-    def __init__(self, shape: LayerShape, weights: dict[str, Tensor]) -> None:
+    def __init__(self, shape: LayerShape, weights: dict[str, Tensor], kind: LinearKind) -> None:
         super().__init__()
         self.shape = shape
         self.quant_block_size = QUANT_BLOCK_SIZE
-        self.wq_b = Linear(weights["indexer.wq_b.weight"])  # [n_heads * 128, q_lora_rank]
+        self.wq_b = linear(weights["indexer.wq_b.weight"], kind)  # [n_heads * 128, q_lora_rank]
         self.wk = Linear(weights["indexer.wk.weight"].float())  # [128, hidden_size]
         self.weights_proj = Linear(weights["indexer.weights_proj.weight"].float())  # [n_heads, hidden_size]
         self.k_norm_weight = nn.Parameter(weights["indexer.k_norm.weight"], requires_grad=False)
@@ -46,50 +45,55 @@ class Indexer(nn.Module):
         self.wk_weights_proj = Linear(torch.cat((self.wk.weight, self.weights_proj.weight)))
 
     def pre_indexer_proj(
-        self, qr: Tensor, hidden_states: Tensor, cos_sin: Tensor, context: ForwardContext
+        self, qr: Tensor, hidden_states: Tensor, cos_sin: Tensor, position_ids: Tensor, context: ForwardContext
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The token-wise half: quantised index q and k, and the head weights.
 
         qr             [T, q_lora_rank] bf16        normed compressed q
         hidden_states  [T, hidden_size] bf16
-        cos_sin        [T, 2, rope/2] fp32          rotation at each token's position
+        cos_sin        [max_positions, 2, rope/2]   fp32
+        position_ids   [T] int64
         returns        q_fp8 [T, n_heads, 128] e4m3, k_fp8 [T, 128] e4m3, k_scale [T, 1] fp32, weights [T, n_heads] fp32
 
-        q's quantisation scale is folded into weights, so nothing later needs it. q and k are quantised beside each
-        other where context allows.
+        q's quantisation scale is folded into weights, so nothing later needs it. q and k are made beside each other
+        where context allows.
         """
-        assert self.wk_weights_proj is not None, "indexer: expected post_load_weights() before the first forward"
-        n_heads, head_dim = self.shape.index_n_heads, self.shape.index_head_dim
-        fused = self.wk_weights_proj(hidden_states.float())  # [T, 128 + n_heads]
-        index_k, weights = fused.split((head_dim, n_heads), dim=-1)
-        k_weight, k_bias = self.k_norm_weight, self.k_norm_bias
-        k = F.layer_norm(index_k.to(hidden_states.dtype), (head_dim,), k_weight, k_bias, K_NORM_EPS)
-        q = self.wq_b(qr).view(-1, n_heads, head_dim)
-
-        (q_fp8, q_scale), (k_fp8, k_scale) = maybe_execute_in_parallel(
-            partial(self._quantise, q, cos_sin), partial(self._quantise, k, cos_sin), context
+        index_k, weights = self.project(hidden_states)
+        (q_fp8, weights), (k_fp8, k_scale) = maybe_execute_in_parallel(
+            partial(self.query, qr, weights, cos_sin, position_ids),
+            partial(self.key, index_k, cos_sin, position_ids),
+            context,
         )
-        weights = weights * q_scale.squeeze(-1) * self.shape.index_weight_scale
         return q_fp8, k_fp8, k_scale, weights
 
-    def _quantise(self, x: Tensor, cos_sin: Tensor) -> tuple[Tensor, Tensor]:
-        codes, scale = OPS.act_quant(self._rotate_head(x, cos_sin))
+    def project(self, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
+        """(index_k [T, 128], weights [T, n_heads]), two fp32 slices of one product."""
+        assert self.wk_weights_proj is not None, "indexer: expected post_load_weights() before the first forward"
+        fused = self.wk_weights_proj(hidden_states.float())
+        index_k, weights = fused.split((self.shape.index_head_dim, self.shape.index_n_heads), dim=-1)
+        return index_k, weights
+
+    def key_norm(self, index_k: Tensor) -> tuple[Tensor, Tensor, Tensor, float]:
+        """What the operators that make the index key take before the rotation's arguments."""
+        return index_k, self.k_norm_weight, self.k_norm_bias, K_NORM_EPS
+
+    def key(self, index_k: Tensor, cos_sin: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """(k_fp8, k_scale) of the projected index_k: normed, rotated, quantised."""
+        interleaved = self.shape.indexer_rope_interleave
+        codes, scale = OPS.index_key(*self.key_norm(index_k), cos_sin, position_ids, interleaved)
         return codes, scale
 
-    def _rotate_head(self, x: Tensor, cos_sin: Tensor) -> Tensor:
-        # Order inside an index head is [rope | nope], the opposite of the main q.
-        rope = self.shape.qk_rope_head_dim
-        rotated = rotate(x[..., :rope], cos_sin, interleaved=self.shape.indexer_rope_interleave)
-        return torch.cat((rotated, x[..., rope:]), dim=-1)
+    def query(self, qr: Tensor, weights: Tensor, cos_sin: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """(q_fp8, weights): projected, rotated, quantised, and its scale folded into the head weights."""
+        scale, interleaved = self.shape.index_weight_scale, self.shape.indexer_rope_interleave
+        codes, folded = OPS.index_query(self.wq_b(qr), weights, cos_sin, position_ids, scale, interleaved)
+        return codes, folded
 
-    def update_k_cache(
-        self, k_fp8: Tensor, k_scale: Tensor, slots: tuple[Tensor, Tensor], index_k_cache: Tensor
-    ) -> None:
-        """Write n keys [n, 128] and scales [n, 1] at (codes, scales) byte offsets of this layer's pool."""
+    def check_quantiser(self) -> None:
+        """The cache's rows hold one block of 128 codes each. Raises AssertionError on another block size."""
         assert self.quant_block_size == QUANT_BLOCK_SIZE, (
             f"quant_block_size: expected {QUANT_BLOCK_SIZE}, got {self.quant_block_size}"
         )
-        OPS.update_index_cache(k_fp8, k_scale, *slots, index_k_cache)
 
     def sparse_attn_indexer(
         self,
@@ -101,19 +105,15 @@ class Indexer(nn.Module):
         *,
         index_k_cache: Tensor | None,
         tiles: LayerTiles,
-        updated: bool = False,
     ) -> Tensor:
-        """The batch-dependent half: update the K cache for the whole batch, unless Op 1 has, then select.
+        """The batch-dependent half: select for every token, from a K cache that holds this step's keys.
 
         Arguments are `pre_indexer_proj`'s results cut to metadata.num_tokens; index_k_cache is this layer's pool
         [num_blocks + 1, 64 * 132] uint8, or None without a cache manager. Returns request-local positions
         [num_tokens, index_topk] int32; -1 marks an empty slot.
         """
-        if index_k_cache is not None and not updated:
-            # Before any gather, so that this step's chunks see this step's keys.
-            self.update_k_cache(k_fp8, k_scale, metadata.index_slots(metadata.num_tokens), index_k_cache)
         num_ctx, num_tokens = metadata.num_ctx_tokens, metadata.num_tokens
-        topk = self._nothing_selected(num_tokens, q_fp8.device)
+        topk = self._selection(num_tokens, q_fp8.device)
         if metadata.num_contexts:
             if metadata.skip_indexer_for_ctx_reqs:
                 topk[:num_ctx].copy_(metadata.dense_topk[:num_ctx])
@@ -159,12 +159,13 @@ class Indexer(nn.Module):
         rows = q_fp8.shape[0]
         if metadata.skip_indexer_for_ctx_reqs:
             return metadata.dense_selection(rows).clone()
-        topk = self._nothing_selected(rows, q_fp8.device)
+        topk = self._selection(rows, q_fp8.device)
         self._select_one_pass(q_fp8, k_fp8, k_scale, weights, metadata.causal_bounds(rows), tiles, topk)
         return topk
 
-    def _nothing_selected(self, rows: int, device: torch.device) -> Tensor:
-        return torch.full((rows, self.shape.index_topk), -1, dtype=torch.int32, device=device)
+    def _selection(self, rows: int, device: torch.device) -> Tensor:
+        """To be written row by row."""
+        return torch.empty((rows, self.shape.index_topk), dtype=torch.int32, device=device)
 
     def _select_one_pass(
         self,
@@ -178,7 +179,7 @@ class Indexer(nn.Module):
     ) -> None:
         """Straight from the freshly quantised keys; bounds are (ks, ke) a query row."""
         logits = OPS.index_logits(q_fp8, k_fp8, k_scale.squeeze(-1), weights, *bounds, tiles.index_logits)
-        select_topk(logits, bounds[0], out=topk)
+        OPS.topk(logits, *bounds, tiles.topk, topk)
 
     def _select_context(
         self,
@@ -204,7 +205,7 @@ class Indexer(nn.Module):
             logits = OPS.index_logits(
                 q_fp8[rows], k, k_scale.squeeze(-1), weights[rows], chunk.ks, chunk.ke, tiles.index_logits
             )
-            select_topk(logits, chunk.ks, out=topk[rows])
+            OPS.topk(logits, chunk.ks, chunk.ke, tiles.topk, topk[rows])
 
     def _select_generation(
         self,
@@ -222,19 +223,4 @@ class Indexer(nn.Module):
             q, index_k_cache, weights, metadata.kv_lens[first:], metadata.block_table[first:],
             metadata.limits.max_seq_len, tiles.paged_index_logits,
         )  # fmt: skip
-        select_topk(logits, None, out=topk)
-
-
-def select_topk(logits: Tensor, ks: Tensor | None, *, out: Tensor) -> None:
-    """Write the request-local positions of the largest logits of each row into out; the tail stays -1.
-
-    logits  [n, width] fp32; -inf outside a row's keys
-    ks      [n] int32        first key of each row's request; None when rows start at key 0
-    out     [n, index_topk] int32, filled with -1
-    """
-    width = min(out.shape[1], logits.shape[1])
-    values, index = logits.topk(width, dim=-1, sorted=False)
-    local = index.to(torch.int32)
-    if ks is not None:
-        local = local - ks[:, None]
-    out[:, :width].copy_(local.masked_fill(values == float("-inf"), -1))
+        OPS.topk(logits, None, metadata.visible[metadata.num_ctx_tokens :], tiles.topk, topk)

@@ -116,6 +116,11 @@ class AttnMetadata(FixedBuffers):
         return self._positions.device[: self.num_tokens]
 
     @property
+    def visible(self) -> Tensor:
+        """[num_tokens] int32: how many positions of its request each new token sees, its own included."""
+        return self._visible.device[: self.num_tokens]
+
+    @property
     def slot_mapping_fp8(self) -> Tensor:
         return self._slot_mapping_fp8.device[: self.num_tokens]
 
@@ -185,6 +190,7 @@ class AttnMetadata(FixedBuffers):
         self._block_table.upload(table)
         self._req_idx_per_token.upload(req_idx)
         self._positions.upload(positions)
+        self._visible.upload(positions + 1)
         self._slot_mapping_fp8.upload(fp8)
         self._slot_mapping_scale.upload(scale)
         self._latent_rows.upload(cache.latent_slot_rows(block_id, in_block, self.caches.stride_factor))
@@ -210,6 +216,7 @@ class AttnMetadata(FixedBuffers):
         # Graph padding may carry stale negatives.
         fp8, scale = cache.index_slot_bytes(block_id.clamp_min(0), in_block)
         self.positions[start:].copy_(positions)
+        self.visible[start:].copy_(positions + 1)
         self.slot_mapping_fp8[start:].copy_(fp8)
         self.slot_mapping_scale[start:].copy_(scale)
         rows = cache.latent_slot_rows(block_id.clamp_min(0), in_block, self.caches.stride_factor)

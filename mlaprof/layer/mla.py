@@ -15,7 +15,6 @@ import copy
 from functools import partial
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from mlaprof.layer import attention
@@ -24,13 +23,13 @@ from mlaprof.layer.context import ForwardContext
 from mlaprof.layer.handover import CACHES_IN_OP1, empty_parts, for_indexer
 from mlaprof.layer.indexer import Indexer
 from mlaprof.layer.linear import Linear, RMSNorm
+from mlaprof.layer.linear import linear as make_linear
 from mlaprof.layer.metadata import AttnMetadata
 from mlaprof.layer.ops import OPS
 from mlaprof.layer.parallel import maybe_execute_in_parallel
-from mlaprof.layer.rope import rotate
 from mlaprof.layer.tiling import LayerTiles
 from mlaprof.shapes import TOKENS_PER_BLOCK, LayerShape
-from mlaprof.study import PR_BOUNDARY, Boundary
+from mlaprof.study import PR_BOUNDARY, Boundary, LinearKind
 
 Form = Literal["split", "monolithic"]
 NUM_PROJ_TENSORS = 4  # q, compressed_kv, k_pe, latent_cache; what the boundary hands over for the indexer follows
@@ -55,22 +54,24 @@ class MLA(nn.Module):
         form: Form,
         boundary: Boundary = PR_BOUNDARY,
         short_seq_mha_threshold: int = 0,
+        linear: LinearKind = "bf16",
     ) -> None:
         super().__init__()
         self.shape = shape
+        self.linear: LinearKind = linear
         self._take(form, tiles, boundary)
         self.layer_number = layer_idx
         self.layer_idx = str(layer_idx)  # custom ops take strings
         self.caches = caches
         self.cos_sin = cos_sin  # [max_positions, 2, rope/2] fp32
         self.short_seq_mha_threshold = short_seq_mha_threshold
-        self.kv_a_proj_with_mqa = Linear(weights["kv_a_proj_with_mqa.weight"])
+        self.kv_a_proj_with_mqa = make_linear(weights["kv_a_proj_with_mqa.weight"], linear)
         self.q_a_layernorm = RMSNorm(weights["q_a_layernorm.weight"], shape.rms_norm_eps)
         self.kv_a_layernorm = RMSNorm(weights["kv_a_layernorm.weight"], shape.rms_norm_eps)
-        self.q_b_proj = Linear(weights["q_b_proj.weight"])
+        self.q_b_proj = make_linear(weights["q_b_proj.weight"], linear)
         self.kv_b_proj = Linear(weights["kv_b_proj.weight"])  # all heads' k_nope rows, then all heads' v rows
-        self.o_proj = Linear(weights["o_proj.weight"])
-        self.indexer = Indexer(shape, weights) if shape.is_dsa else None
+        self.o_proj = make_linear(weights["o_proj.weight"], linear)
+        self.indexer = Indexer(shape, weights, linear) if shape.is_dsa else None
         self.k_b_proj_trans: nn.Parameter | None = None
         self.v_b_proj: nn.Parameter | None = None
 
@@ -126,23 +127,37 @@ class MLA(nn.Module):
         four, at logits [T, index_topk] int32.
         """
         assert self.indexer is not None, "mla_dsa_proj: expected a layer with an indexer, got plain MLA"
-        qr, compressed_kv, k_pe = self._project(hidden_states, context)
-        parts = [self.q_b_proj(qr), compressed_kv, k_pe, torch.cat((compressed_kv, k_pe), dim=-1)]
         dense = self.short_mha(context, position_ids) and context.metadata.num_generations == 0
-        if self.boundary == "proj":
-            return parts if dense else [*parts, qr]
         rows, writes_caches = len(hidden_states), self.boundary in CACHES_IN_OP1
-        if dense and not writes_caches:
-            return parts
-        cos_sin = self.cos_sin[position_ids]
+        if dense or self.boundary == "proj":
+            qr, compressed_kv, k_pe, latent_cache = self._project(self.kv_a_proj_with_mqa(hidden_states))
+            parts = [self.q_b_proj(qr), compressed_kv, k_pe, latent_cache]
+            if writes_caches:
+                self._append_latent(compressed_kv, k_pe, position_ids, context.metadata.latent_slots(rows))
+            return parts if dense else [*parts, qr]
+        fused, (index_k, weights) = maybe_execute_in_parallel(
+            partial(self.kv_a_proj_with_mqa, hidden_states), partial(self.indexer.project, hidden_states), context
+        )
+        qr, compressed_kv, k_pe, latent_cache, k_fp8, k_scale = OPS.norm_rope(
+            fused,
+            self.q_a_layernorm.weight,
+            self.kv_a_layernorm.weight,
+            self.shape.rms_norm_eps,
+            *self.indexer.key_norm(index_k),
+            self.cos_sin,
+            position_ids,
+            self.shape.indexer_rope_interleave,
+        )
+        q, (q_fp8, weights) = maybe_execute_in_parallel(
+            partial(self.q_b_proj, qr),
+            partial(self.indexer.query, qr, weights, self.cos_sin, position_ids),
+            context,
+        )
+        parts = [q, compressed_kv, k_pe, latent_cache]
         if writes_caches:
-            self._append_latent(compressed_kv, k_pe, cos_sin, context.metadata.latent_slots(rows))
-        if dense:
-            return parts
-        q_fp8, k_fp8, k_scale, weights = self.indexer.pre_indexer_proj(qr, hidden_states, cos_sin, context)
-        if writes_caches:
-            slots = context.metadata.index_slots(rows)
-            self.indexer.update_k_cache(k_fp8, k_scale, slots, self.caches.index_k[self.layer_number])
+            metadata = context.metadata
+            slots = metadata.latent_slots(rows), *metadata.index_slots(rows)
+            self._write_caches(compressed_kv, k_pe, position_ids, k_fp8, k_scale, *slots)
         if self.boundary == "logits":
             topk = self.indexer.select_fresh(context.metadata, q_fp8, k_fp8, k_scale, weights, tiles=self.tiles)
             return [*parts, topk]
@@ -172,22 +187,21 @@ class MLA(nn.Module):
         metadata = context.metadata
         num_tokens, num_ctx = metadata.num_tokens, metadata.num_ctx_tokens
         position_ids = position_ids[..., :num_tokens]
-        cos_sin = self.cos_sin[position_ids]
         short = metadata.num_contexts > 0 and self.short_mha(context, position_ids)
+        latent = compressed_kv[:num_tokens], k_pe[:num_tokens]
         topk: Tensor | None = None
         if not (short and metadata.num_generations == 0):
-            topk = self._select([part[:num_tokens] for part in indexer_intermediates], cos_sin, context)
-        if self.boundary not in CACHES_IN_OP1:
-            slots = metadata.latent_slots(num_tokens)
-            self._append_latent(compressed_kv[:num_tokens], k_pe[:num_tokens], cos_sin, slots)
+            topk = self._select([part[:num_tokens] for part in indexer_intermediates], latent, position_ids, context)
+        elif self.boundary not in CACHES_IN_OP1:
+            self._append_latent(*latent, position_ids, metadata.latent_slots(num_tokens))
         if metadata.num_contexts:
             if short:
-                self._dense_context(q[:num_ctx], cos_sin[:num_ctx], metadata, output[:num_ctx])
+                self._dense_context(q[:num_ctx], position_ids[:num_ctx], metadata, output[:num_ctx])
             else:
                 assert topk is not None
                 self._absorbed(
                     q[:num_ctx],
-                    cos_sin[:num_ctx],
+                    position_ids[:num_ctx],
                     topk[:num_ctx],
                     slice(0, num_ctx),
                     metadata,
@@ -196,27 +210,39 @@ class MLA(nn.Module):
         if metadata.num_generations:
             assert topk is not None
             rows = slice(num_ctx, num_tokens)
-            self._absorbed(q[rows], cos_sin[rows], topk[rows], rows, metadata, output[rows])
+            self._absorbed(q[rows], position_ids[rows], topk[rows], rows, metadata, output[rows])
 
-    def _select(self, intermediates: list[Tensor], cos_sin: Tensor, context: ForwardContext) -> Tensor:
-        """Request-local positions [num_tokens, index_topk] int32, from intermediates cut to num_tokens."""
+    def _select(
+        self,
+        intermediates: list[Tensor],
+        latent: tuple[Tensor, Tensor],
+        position_ids: Tensor,
+        context: ForwardContext,
+    ) -> Tensor:
+        """Request-local positions [num_tokens, index_topk] int32, from intermediates cut to num_tokens.
+
+        Both caches take this step's tokens first, unless Op 1 has written them: latent is compressed_kv and k_pe.
+        """
         assert self.indexer is not None, "mla_dsa_attn_inplace: expected a layer with an indexer, got plain MLA"
         if self.boundary == "logits":
             [topk] = intermediates
             return topk
         if self.boundary == "proj":
             qr, hidden_states = intermediates
-            intermediates = list(self.indexer.pre_indexer_proj(qr, hidden_states, cos_sin, context))
+            intermediates = list(self.indexer.pre_indexer_proj(qr, hidden_states, self.cos_sin, position_ids, context))
         q_fp8, k_fp8, k_scale, weights = intermediates
+        metadata = context.metadata
+        if self.boundary not in CACHES_IN_OP1:
+            slots = metadata.latent_slots(metadata.num_tokens), *metadata.index_slots(metadata.num_tokens)
+            self._write_caches(*latent, position_ids, k_fp8, k_scale, *slots)
         return self.indexer.sparse_attn_indexer(
-            context.metadata,
+            metadata,
             q_fp8,
             k_fp8,
             k_scale,
             weights,
             index_k_cache=self.caches.index_k[self.layer_number],
             tiles=self.tiles,
-            updated=self.boundary in CACHES_IN_OP1,
         )
 
     def forward_impl(
@@ -235,29 +261,25 @@ class MLA(nn.Module):
         # Unlike Op 1, the non-DSA form cuts to the true token count before it projects.
         metadata = context.metadata
         num_tokens, num_ctx = metadata.num_tokens, metadata.num_ctx_tokens
-        qr, compressed_kv, k_pe = self._project(hidden_states[:num_tokens], context)
+        qr, compressed_kv, k_pe, _ = self._project(self.kv_a_proj_with_mqa(hidden_states[:num_tokens]))
         q = self.q_b_proj(qr)
-        cos_sin = self.cos_sin[position_ids[..., :num_tokens]]
-        self._append_latent(compressed_kv, k_pe, cos_sin, metadata.latent_slots(num_tokens))
+        position_ids = position_ids[..., :num_tokens]
+        self._append_latent(compressed_kv, k_pe, position_ids, metadata.latent_slots(num_tokens))
         if metadata.num_contexts:
-            self._dense_context(q[:num_ctx], cos_sin[:num_ctx], metadata, output[:num_ctx])
+            self._dense_context(q[:num_ctx], position_ids[:num_ctx], metadata, output[:num_ctx])
         if metadata.num_generations:
             rows = slice(num_ctx, num_tokens)
-            self._absorbed(q[rows], cos_sin[rows], metadata.dense_topk[rows], rows, metadata, output[rows])
+            self._absorbed(q[rows], position_ids[rows], metadata.dense_topk[rows], rows, metadata, output[rows])
 
-    def _project(self, hidden_states: Tensor, context: ForwardContext) -> tuple[Tensor, Tensor, Tensor]:
-        """(normed compressed q, normed compressed_kv, k_pe), one fused product for all three; the norms beside each
-        other where context allows."""
-        shape = self.shape
-        fused = self.kv_a_proj_with_mqa(hidden_states)
-        q, compressed_kv, k_pe = fused.split((shape.q_lora_rank, shape.kv_lora_rank, shape.qk_rope_head_dim), dim=-1)
-        # k_pe leaves Op 1 on its own storage: a view would pin the whole fused product in the graph's pool. Of one row,
-        # contiguous() would be that view.
-        k_pe = k_pe.clone(memory_format=torch.contiguous_format)
-        qr, compressed_kv = maybe_execute_in_parallel(
-            partial(self.q_a_layernorm, q), partial(self.kv_a_layernorm, compressed_kv), context
-        )
-        return qr, compressed_kv, k_pe
+    def _project(self, fused: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(normed compressed q, normed compressed_kv, k_pe, latent_cache) of the fused A product.
+
+        Each on its own storage: a view would pin the whole product in the graph's pool.
+        """
+        q_weight, kv_weight = self.q_a_layernorm.weight, self.kv_a_layernorm.weight
+        projected: tuple[Tensor, Tensor, Tensor, Tensor]
+        projected = OPS.project_norms(fused, q_weight, kv_weight, self.shape.rms_norm_eps)
+        return projected
 
     def short_mha(self, context: ForwardContext, position_ids: Tensor | None) -> bool:
         """Dense attention pays for short contexts. Off under compile, and tested on the total KV length: counting only
@@ -268,13 +290,43 @@ class MLA(nn.Module):
         effective_len = metadata.max_ctx_kv_len or metadata.num_ctx_tokens
         return effective_len <= self.short_seq_mha_threshold
 
-    def _append_latent(self, compressed_kv: Tensor, k_pe: Tensor, cos_sin: Tensor, slots: Tensor) -> None:
+    def _append_latent(self, compressed_kv: Tensor, k_pe: Tensor, position_ids: Tensor, slots: Tensor) -> None:
         """Rotate k_pe and write these rows into the paged latent cache; slots [n] int64 are layer 0's flat rows."""
-        row = torch.cat((compressed_kv, rotate(k_pe, cos_sin, interleaved=True)), dim=-1)
-        self.caches.latent_rows.index_copy_(0, slots + self.layer_number * TOKENS_PER_BLOCK, row)
+        offset = self.layer_number * TOKENS_PER_BLOCK
+        OPS.append_latent(compressed_kv, k_pe, self.cos_sin, position_ids, slots, offset, self.caches.latent_rows)
+
+    def _write_caches(
+        self,
+        compressed_kv: Tensor,
+        k_pe: Tensor,
+        position_ids: Tensor,
+        k_fp8: Tensor,
+        k_scale: Tensor,
+        latent_slots: Tensor,
+        slots_fp8: Tensor,
+        slots_scale: Tensor,
+    ) -> None:
+        """This step's rows of both caches, in one launch. latent_slots as in `_append_latent`; the others [n] int64 are
+        byte offsets of codes and scales in this layer's index pool."""
+        assert self.indexer is not None
+        self.indexer.check_quantiser()
+        OPS.cache_write(
+            compressed_kv,
+            k_pe,
+            self.cos_sin,
+            position_ids,
+            latent_slots,
+            self.layer_number * TOKENS_PER_BLOCK,
+            self.caches.latent_rows,
+            k_fp8,
+            k_scale,
+            slots_fp8,
+            slots_scale,
+            self.caches.index_k[self.layer_number],
+        )
 
     def _absorbed(
-        self, q: Tensor, cos_sin: Tensor, topk: Tensor, tokens: slice, metadata: AttnMetadata, output: Tensor
+        self, q: Tensor, position_ids: Tensor, topk: Tensor, tokens: slice, metadata: AttnMetadata, output: Tensor
     ) -> None:
         """Attend in the latent space. q [n, H * qk_head_dim] not rotated, topk [n, index_topk] request-local, tokens
         their rows in the batch, output [n, H * v_head_dim]."""
@@ -290,7 +342,8 @@ class MLA(nn.Module):
         )
         attention.absorbed(
             q,
-            cos_sin,
+            self.cos_sin,
+            position_ids,
             rows,
             self.caches.latent_rows,
             shape=self.shape,
@@ -300,7 +353,8 @@ class MLA(nn.Module):
             out=output,
         )
 
-    def _dense_context(self, q: Tensor, cos_sin: Tensor, metadata: AttnMetadata, output: Tensor) -> None:
+    def _dense_context(self, q: Tensor, position_ids: Tensor, metadata: AttnMetadata, output: Tensor) -> None:
         """Dense causal attention of the context requests over their latent rows, cached ones included."""
         latent = self.caches.latent_rows.index_select(0, metadata.ctx_kv_rows + self.layer_number * TOKENS_PER_BLOCK)
+        cos_sin = self.cos_sin[position_ids]
         attention.dense(q, cos_sin, latent, metadata.ctx_lens, shape=self.shape, kv_b_proj=self.kv_b_proj, out=output)

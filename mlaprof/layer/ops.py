@@ -6,7 +6,7 @@ torch 2.11, 2026-11-23), a tax that would drown small cells.
 mla_dsa_proj           Op 1: token-wise, capturable; eight tensors
 mla_dsa_attn_inplace   Op 2: reads batch structure and caches; writes only the caller's output
 mla_custom_op_inplace  the monolith: both bodies behind one op; for plain MLA, the only form
-index_logits ...       single kernels: CPU runs the oracle, CUDA the launcher (cuda_ops.py)
+index_logits ...       single kernels: CPU runs the oracle, CUDA the launcher (kernel_ops.py)
 
 The schema of Op 2 names every tensor it mutates. Unlike upstream's fused RoPE, it leaves q alone: running it twice on
 the same Op 1 outputs gives the same result.
@@ -17,25 +17,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mlaprof.kernels import reference
+from mlaprof.layer import kernel_ops
 from mlaprof.layer.context import current
 
 NAMESPACE = "mlaprof"
 PROJ = f"{NAMESPACE}::mla_dsa_proj"
 ATTN = f"{NAMESPACE}::mla_dsa_attn_inplace"
 MONOLITH = f"{NAMESPACE}::mla_custom_op_inplace"
-
-KERNEL_SCHEMAS = {
-    "index_logits": "(Tensor q, Tensor k, Tensor k_scale, Tensor weights, Tensor ks, Tensor ke, int[] tiles) -> Tensor",
-    "paged_index_logits": "(Tensor q, Tensor cache, Tensor weights, Tensor kv_lens, Tensor block_table, int max_len, "
-    "int[] tiles) -> Tensor",
-    "sparse_attn": "(Tensor q, Tensor cache, Tensor indices, float scale, int[] tiles, Tensor(a!) out) -> ()",
-    "act_quant": "(Tensor x) -> (Tensor, Tensor)",
-    "update_index_cache": "(Tensor k, Tensor k_scale, Tensor slot_fp8, Tensor slot_scale, Tensor(a!) cache) -> ()",
-    "gather_index_cache": "(Tensor cache, Tensor slot_fp8, Tensor slot_scale) -> (Tensor, Tensor)",
-    "convert_indices": "(Tensor topk, Tensor block_table, Tensor req_idx, int stride_factor, int layer_offset) "
-    "-> Tensor",
-}
 
 library = torch.library.Library(NAMESPACE, "DEF")
 
@@ -75,28 +63,6 @@ def _nothing(*_: object) -> None:
     """The fake of an op that returns nothing and mutates only what its schema says."""
 
 
-def _sparse_attn_cpu(q: Tensor, cache: Tensor, indices: Tensor, scale: float, tiles: list[int], out: Tensor) -> None:
-    reference.sparse_attn(q, cache, indices, scale, out=out)
-
-
-def _index_logits_cpu(
-    q: Tensor, k: Tensor, k_scale: Tensor, weights: Tensor, ks: Tensor, ke: Tensor, tiles: list[int]
-) -> Tensor:
-    return reference.index_logits(q, k, k_scale, weights, ks, ke)
-
-
-def _paged_index_logits_cpu(
-    q: Tensor,
-    cache: Tensor,
-    weights: Tensor,
-    kv_lens: Tensor,
-    block_table: Tensor,
-    max_len: int,
-    tiles: list[int],
-) -> Tensor:
-    return reference.paged_index_logits(q, cache, weights, kv_lens, block_table, max_len)
-
-
 def _register() -> None:
     library.define("mla_dsa_proj(Tensor hidden_states, Tensor position_ids, str layer_idx) -> Tensor[]")
     library.define(
@@ -114,22 +80,7 @@ def _register() -> None:
     torch.library.register_fake(ATTN, _nothing, lib=library)
     torch.library.register_fake(MONOLITH, _nothing, lib=library)
 
-    for name, schema in KERNEL_SCHEMAS.items():
-        library.define(name + schema)
-    for name, kernel in (
-        ("index_logits", _index_logits_cpu),
-        ("paged_index_logits", _paged_index_logits_cpu),
-        ("sparse_attn", _sparse_attn_cpu),
-        ("act_quant", reference.act_quant),
-        ("update_index_cache", reference.update_index_cache),
-        ("gather_index_cache", reference.gather_index_cache),
-        ("convert_indices", reference.convert_indices),
-    ):
-        library.impl(name, kernel, "CPU")
-    if torch.cuda.is_available():
-        from mlaprof.layer import cuda_ops
-
-        cuda_ops.register(library)
+    kernel_ops.register(library)
 
 
 _register()

@@ -85,6 +85,7 @@ def attention(
     *,
     rows: Sequence[int] | None = None,
     selected: dict[int, Tensor] | None = None,
+    fp8_activations: bool = False,
 ) -> Expected:
     """The attention layer's output, o_proj included.
 
@@ -92,6 +93,7 @@ def attention(
     hidden     [num_tokens, hidden_size]: what enters the attention, the requests' new tokens one after the other
     rows       which batch rows to compute; all by default
     selected   positions to attend to, by row, in place of the reference's own selection
+    fp8_activations  what enters the four block-scaled projections is rounded to e4m3 in groups of 128
     """
     wide = {name: value.float() for name, value in weights.items() if not name.startswith("mlp.")}
     wanted = set(range(hidden.shape[0]) if rows is None else rows)
@@ -105,7 +107,7 @@ def attention(
         stop = start + history.new_tokens
         mine = sorted(wanted & set(range(start, stop)))
         if mine:
-            request = _Request(wide, shape, hidden[start:stop].float(), history)
+            request = _Request(wide, shape, hidden[start:stop].float(), history, fp8_activations)
             for row in mine:
                 given = None if selected is None else selected.get(row)
                 output, picked = request.row(row - start, given)
@@ -123,7 +125,10 @@ def attention(
 class _Request:
     """One request's keys, values and index keys, all heads, all positions, in fp32."""
 
-    def __init__(self, weights: dict[str, Tensor], shape: LayerShape, x: Tensor, history: History) -> None:
+    def __init__(
+        self, weights: dict[str, Tensor], shape: LayerShape, x: Tensor, history: History, fp8_activations: bool
+    ) -> None:
+        self.rounded = _through_groups if fp8_activations else _as_it_is
         self.w = weights
         self.shape = shape
         self.first = history.cached
@@ -131,7 +136,7 @@ class _Request:
         position = torch.arange(x.shape[0], device=x.device) + history.cached
         angle = position[:, None].double() * _frequencies(shape, x.device)  # [new, rope/2]
 
-        a = x @ self.w["kv_a_proj_with_mqa.weight"].T
+        a = self.rounded(x) @ self.w["kv_a_proj_with_mqa.weight"].T
         c_q = _rms_norm(a[:, : shape.q_lora_rank], self.w["q_a_layernorm.weight"], shape.rms_norm_eps)
         c_kv = a[:, shape.q_lora_rank : shape.q_lora_rank + shape.kv_lora_rank]
         c_kv = _rms_norm(c_kv, self.w["kv_a_layernorm.weight"], shape.rms_norm_eps)
@@ -146,7 +151,7 @@ class _Request:
         self.v = kv[:, heads * nope :].view(-1, heads, shape.v_head_dim)
         self.k = torch.cat((k_nope, k_rope[:, None].expand(-1, heads, -1)), dim=-1)  # [total, heads, nope + rope]
 
-        q = (c_q @ self.w["q_b_proj.weight"].T).view(-1, heads, nope + rope)
+        q = (self.rounded(c_q) @ self.w["q_b_proj.weight"].T).view(-1, heads, nope + rope)
         self.q = torch.cat((q[..., :nope], _rotate_pairs(q[..., nope:], angle[:, None])), dim=-1)
         if shape.is_dsa:
             self._index(x, c_q, angle, history)
@@ -158,7 +163,7 @@ class _Request:
         k = (k - k.mean(-1, keepdim=True)) / torch.sqrt(k.var(-1, unbiased=False, keepdim=True) + 1e-6)
         k = k * self.w["indexer.k_norm.weight"] + self.w["indexer.k_norm.bias"]
         k = torch.cat((turn(k[:, :rope], angle), k[:, rope:]), dim=-1)
-        q = (c_q @ self.w["indexer.wq_b.weight"].T).view(-1, shape.index_n_heads, shape.index_head_dim)
+        q = (self.rounded(c_q) @ self.w["indexer.wq_b.weight"].T).view(-1, shape.index_n_heads, shape.index_head_dim)
         q = torch.cat((turn(q[..., :rope], angle[:, None]), q[..., rope:]), dim=-1)
         assert history.index_k is not None
         self.index_k = torch.cat((history.index_k, _through_fp8(k)))  # [total, 128]
@@ -173,7 +178,7 @@ class _Request:
         k, v = self.k[picked], self.v[picked]  # [n, heads, ...]
         score = torch.einsum("hd,nhd->hn", self.q[local], k) * self._softmax_scale()
         value = torch.einsum("hn,nhd->hd", score.softmax(dim=-1), v)
-        return value.flatten() @ self.w["o_proj.weight"].T, picked
+        return self.rounded(value.flatten()) @ self.w["o_proj.weight"].T, picked
 
     def _select(self, local: int, visible: int) -> Tensor:
         everything = torch.arange(visible, device=self.k.device)
@@ -200,6 +205,17 @@ def _through_fp8(x: Tensor) -> Tensor:
     amax = x.abs().amax(-1, keepdim=True).clamp_min(1e-4)
     scale = torch.exp2(torch.ceil(torch.log2(amax.double() / 448.0))).float()
     return (x / scale).clamp(-448, 448).to(torch.float8_e4m3fn).float() * scale
+
+
+def _through_groups(x: Tensor) -> Tensor:
+    """What survives the activations' quantiser: groups of 128, amax / 448 for a scale, e4m3, and back."""
+    groups = x.unflatten(-1, (-1, 128))
+    scale = groups.abs().amax(-1, keepdim=True).clamp_min(1e-10) / 448.0
+    return ((groups / scale).to(torch.float8_e4m3fn).float() * scale).flatten(-2)
+
+
+def _as_it_is(x: Tensor) -> Tensor:
+    return x
 
 
 def _rotate_pairs(x: Tensor, angle: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ class LayerTiles:
     sparse_attn: list[int] = field(default_factory=list)
     index_logits: list[int] = field(default_factory=list)
     paged_index_logits: list[int] = field(default_factory=list)
+    topk: list[int] = field(default_factory=list)
 
 
 def layer_tiles(dims: Dims, chosen: Mapping[str, Mapping[str, int]]) -> LayerTiles:

@@ -24,10 +24,10 @@ BATCHES: dict[str, dict[str, Any]] = {
 FIT_FOR_LOGITS = ("one token", "prefill")
 CASES = [(name, cut) for name in BATCHES for cut in BOUNDARIES if cut != "logits" or name in FIT_FOR_LOGITS]
 IN_OP1: dict[Boundary, list[str]] = {
-    "proj": [],
-    "index_quant": ["act_quant", "act_quant"],
-    "cache_update": ["act_quant", "act_quant", "update_index_cache"],
-    "logits": ["act_quant", "act_quant", "update_index_cache", "index_logits"],
+    "proj": ["project_norms"],
+    "index_quant": ["norm_rope", "index_query"],
+    "cache_update": ["norm_rope", "index_query", "cache_write"],
+    "logits": ["norm_rope", "index_query", "cache_write", "index_logits", "topk"],
 }
 
 
@@ -75,8 +75,10 @@ def test_the_boundary_says_which_steps_op1_does(recut, spy, boundary, lengths):
         step(recut, hidden, positions)
     op2 = spy.names.index("mla_dsa_attn_inplace")
     assert spy.names[1:op2] == IN_OP1[boundary]
-    everything = IN_OP1["logits"]
-    assert spy.names[op2 + 1 :] == [*everything[len(IN_OP1[boundary]) :], "convert_indices", "sparse_attn"]
+    indexing = ["cache_write", "index_logits", "topk"]
+    left = [name for name in indexing if name not in IN_OP1[boundary]]
+    alone = ["index_query", "index_key"] if boundary == "proj" else []  # the key's norm is no longer beside the others'
+    assert spy.names[op2 + 1 :] == [*alone, *left, "convert_indices", "absorb", "sparse_attn", "up_project"]
 
 
 @pytest.mark.parametrize("boundary", BOUNDARIES)

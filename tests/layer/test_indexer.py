@@ -15,7 +15,7 @@ from mlaprof.kernels import reference as kernel_reference
 from mlaprof.layer import indexer as indexer_module
 from mlaprof.layer import mla as mla_module
 from mlaprof.layer.cache import INDEX_BLOCK_BYTES, INDEX_SCALE_OFFSET
-from mlaprof.layer.indexer import Indexer, select_topk
+from mlaprof.layer.indexer import Indexer
 from mlaprof.layer.mla import MLA
 from mlaprof.layer.ops import OPS
 from mlaprof.shapes import PRESETS
@@ -26,6 +26,15 @@ def indexer_parts(bench: Any, hidden: Tensor, positions: Tensor) -> list[Tensor]
         return bench.attn.dsa_proj(hidden, positions, context)[4:]
 
 
+def write_caches(bench: Any, hidden: Tensor, positions: Tensor) -> None:
+    """What Op 2 does before it selects."""
+    metadata = bench.metadata
+    with bench.context() as context:
+        _, compressed_kv, k_pe, _, _, k_fp8, k_scale, _ = bench.attn.dsa_proj(hidden, positions, context)
+    slots = metadata.latent_slots(len(hidden)), *metadata.index_slots(len(hidden))
+    bench.attn._write_caches(compressed_kv, k_pe, positions, k_fp8, k_scale, *slots)
+
+
 def select(bench: Any, parts: list[Tensor], **changes: Any) -> Tensor:
     named = {"index_k_cache": bench.caches.index_k[0], "tiles": bench.tiles} | changes
     return bench.attn.indexer.sparse_attn_indexer(bench.metadata, *parts, **named)
@@ -34,10 +43,10 @@ def select(bench: Any, parts: list[Tensor], **changes: Any) -> Tensor:
 @pytest.mark.parametrize(
     "contexts,generations,after",
     [
-        ([(70, 0)], [], ["index_logits"]),
-        ([(5, 90), (3, 0)], [], ["gather_index_cache", "index_logits"]),
-        ([], [(2, 130)], ["paged_index_logits"]),
-        ([(5, 90)], [(1, 130)], ["gather_index_cache", "index_logits", "paged_index_logits"]),
+        ([(70, 0)], [], ["index_logits", "topk"]),
+        ([(5, 90), (3, 0)], [], ["gather_index_cache", "index_logits", "topk"]),
+        ([], [(2, 130)], ["paged_index_logits", "topk"]),
+        ([(5, 90)], [(1, 130)], ["gather_index_cache", "index_logits", "topk", "paged_index_logits", "topk"]),
     ],
 )
 def test_a11_the_k_cache_is_updated_first_and_once_for_the_whole_batch(bench, spy, contexts, generations, after):
@@ -49,12 +58,12 @@ def test_a11_the_k_cache_is_updated_first_and_once_for_the_whole_batch(bench, sp
         parts = OPS.mla_dsa_proj(hidden, positions, "0")
         OPS.mla_dsa_attn_inplace(*parts[:4], parts[4:], positions, "0", output)
     op2 = spy.names.index("mla_dsa_attn_inplace")
-    assert set(spy.names[:op2]) == {"mla_dsa_proj", "act_quant"}
-    attention = ("convert_indices", "sparse_attn")
-    assert [name for name in spy.names[op2 + 1 :] if name not in attention] == ["update_index_cache", *after]
-    assert spy.names[op2 + 1] == "update_index_cache"
-    [((k_fp8, *_), _)] = spy.of("update_index_cache")
-    assert len(k_fp8) == batch.num_tokens
+    assert spy.names[:op2] == ["mla_dsa_proj", "norm_rope", "index_query"]
+    attention = ("convert_indices", "absorb", "sparse_attn", "up_project")
+    assert [name for name in spy.names[op2 + 1 :] if name not in attention] == ["cache_write", *after]
+    assert spy.names[op2 + 1] == "cache_write"
+    [((compressed_kv, *_), _)] = spy.of("cache_write")
+    assert len(compressed_kv) == batch.num_tokens
 
 
 def test_a11_chunks_see_the_keys_of_this_very_step(bench, spy):
@@ -62,6 +71,7 @@ def test_a11_chunks_see_the_keys_of_this_very_step(bench, spy):
     batch = bench.batch([(5, 90)])
     hidden, positions = bench.load(batch)
     parts = indexer_parts(bench, hidden, positions)
+    write_caches(bench, hidden, positions)
     with spy:
         select(bench, parts)
     [(_, (k, scale))] = spy.of("gather_index_cache")
@@ -84,7 +94,7 @@ def test_a11_the_update_writes_the_slots_of_this_step_and_no_other_byte(bench):
             expected[base + place * 128 : base + place * 128 + 128] = codes[row]
             expected[base + INDEX_SCALE_OFFSET + place * 4 :][:4] = scales[row]
             row += 1
-    select(bench, parts)
+    write_caches(bench, hidden, positions)
     assert torch.equal(expected, bench.caches.index_k[0].view(-1))
 
 
@@ -92,13 +102,12 @@ def test_a12_the_restored_assertion_stands_at_the_top(bench, monkeypatch):
     """A quantiser block other than 128 is refused before the cache is touched, in every phase."""
     for contexts, generations in (([(5, 0)], []), ([], [(1, 70)])):
         hidden, positions = bench.load(bench.batch(contexts, generations))
-        parts = indexer_parts(bench, hidden, positions)
-        before = bench.caches.index_k[0].clone()
+        before = [pool.clone() for pool in bench.pools]
         with monkeypatch.context() as patch:
             patch.setattr(bench.attn.indexer, "quant_block_size", 64)
             with pytest.raises(AssertionError, match="quant_block_size: expected 128, got 64"):
-                select(bench, parts)
-        assert torch.equal(before, bench.caches.index_k[0])
+                bench.forward(hidden, positions)
+        assert all(torch.equal(*pair) for pair in zip(before, bench.pools, strict=True))
 
 
 def test_a12_without_a_cache_manager_the_assertion_is_waived(bench, spy, monkeypatch):
@@ -109,7 +118,7 @@ def test_a12_without_a_cache_manager_the_assertion_is_waived(bench, spy, monkeyp
     monkeypatch.setattr(bench.attn.indexer, "quant_block_size", 64)
     with spy:
         assert torch.equal(want, select(bench, parts, index_k_cache=None))
-    assert spy.names == ["index_logits"]
+    assert spy.names == ["index_logits", "topk"]
 
 
 @pytest.mark.parametrize("contexts,generations,name", [([(5, 90)], [], "chunked prefill"), ([], [(1, 90)], "decode")])
@@ -229,6 +238,7 @@ def test_chunked_selection_equals_a_single_pass(make_bench, shapes, chunk):
         hidden, positions = bench.load(bench.batch([(90, 0), (30, 0), (70, 0)]))
         assert (metadata.prefill_chunks is None) == (limit > 190)
         q, k, k_scale, weights = parts = indexer_parts(bench, hidden, positions)
+        write_caches(bench, hidden, positions)
         topk = select(bench, parts)
         ks = metadata.cu_seqlen_ks
         logits = kernel_reference.index_logits(q, k, k_scale[:, 0], weights, ks, metadata.cu_seqlen_ke)
@@ -245,11 +255,11 @@ def test_short_sequences_may_skip_the_indexer(make_bench, shapes, spy):
         bench = make_bench(shapes["glm-like"], skip_indexer_for_short_seqs=skip)
         for contexts, generations in (([(64, 0), (4, 60)], []), ([], [(2, 62)]), ([(9, 0)], [(1, 63)])):
             hidden, positions = bench.load(bench.batch(contexts, generations))
-            parts = indexer_parts(bench, hidden, positions)
             spy.calls.clear()
             with spy:
-                topk = select(bench, parts)
-            assert "update_index_cache" in spy.names and (len(spy.names) == 1) == skip
+                bench.forward(hidden, positions)
+            assert "cache_write" in spy.names and ("topk" not in spy.names) == skip
+            topk = select(bench, indexer_parts(bench, hidden, positions))
             key = (tuple(contexts), tuple(generations))
             assert torch.equal(results.setdefault(key, topk.sort(-1).values), topk.sort(-1).values)
     bench = make_bench(shapes["glm-like"])
@@ -257,29 +267,14 @@ def test_short_sequences_may_skip_the_indexer(make_bench, shapes, spy):
         hidden, positions = bench.load(bench.batch(contexts, generations))
         with spy:
             select(bench, indexer_parts(bench, hidden, positions))
-        assert spy.names[-1].endswith("index_logits")
-
-
-@pytest.mark.parametrize("width", [1, 5, 64])
-def test_select_topk_keeps_what_is_seen_only(width):
-    """-inf is never selected, positions are relative to ks, and a row narrower than the buffer leaves its tail."""
-    logits = torch.randn(3, width)
-    logits[1, :] = -torch.inf
-    logits[2, width // 2 :] = -torch.inf
-    ks = torch.zeros(3, dtype=torch.int32)
-    out = torch.full((3, 8), -1, dtype=torch.int32)
-    select_topk(logits, ks, out=out)
-    picked = [{each for each in row if each >= 0} for row in out.tolist()]
-    assert picked[0] == set(logits[0].topk(min(8, width)).indices.tolist())
-    assert picked[1] == set()
-    assert picked[2] == set(logits[2, : width // 2].topk(min(8, width // 2)).indices.tolist())
+        assert spy.names[-1] == "topk"
 
 
 def test_a29_the_clean_ups_hold():
     """No lambda for a parallel helper, no pre_indexer, the K update told where it happens, and no DSA flag asked
     inside the layer's ops: the shape decides once, at construction."""
     assert not hasattr(Indexer, "pre_indexer")
-    assert "update the K cache" in " ".join(str(Indexer.sparse_attn_indexer.__doc__).split())
+    assert "both caches, in one launch" in " ".join(str(MLA._write_caches.__doc__).split())
     assert "cache" not in str(Indexer.pre_indexer_proj.__doc__)
     for module in (indexer_module, mla_module):
         tree = ast.parse(Path(str(module.__file__)).read_text())

@@ -20,7 +20,7 @@ BATCHES: list[dict[str, Any]] = [
     {"contexts": [(7, 5)], "generations": [(3, 130), (3, 1)]},
 ]
 VIEWS = ("kv_lens", "block_table", "req_idx_per_token", "positions", "slot_mapping_fp8", "slot_mapping_scale")
-VIEWS += ("latent_rows", "cu_seqlen_ks", "cu_seqlen_ke")
+VIEWS += ("latent_rows", "cu_seqlen_ks", "cu_seqlen_ke", "visible")
 
 
 @pytest.mark.parametrize("lengths", BATCHES)
@@ -39,6 +39,7 @@ def test_prepare_describes_the_batch(tiny, lengths):
             fp8, scale = index_slot_bytes(block, place)
             assert int(metadata.req_idx_per_token[row]) == number
             assert int(metadata.positions[row]) == position
+            assert int(metadata.visible[row]) == position + 1
             assert int(metadata.slot_mapping_fp8[row]) == int(fp8)
             assert int(metadata.slot_mapping_scale[row]) == int(scale)
             assert int(metadata.latent_rows[row]) == pages[position // 64] * 64 + position % 64
@@ -65,7 +66,7 @@ def test_a20_buffers_keep_their_addresses_and_take_prefixes(tiny):
     """Whatever the batch, no buffer is re-allocated."""
     metadata = tiny.metadata
     before = metadata.addresses()
-    assert len(before) == 15
+    assert len(before) == 16
     for lengths in BATCHES:
         tiny.load(tiny.batch(**lengths))
         assert metadata.addresses() == before
@@ -90,7 +91,7 @@ def test_rows_behind_the_batch_are_defined_whatever_was_there_before(tiny, lengt
     for bound in metadata.causal_bounds(rows):
         assert not bool(bound[tail].any())
     assert bool((metadata.dense_selection(rows)[tail] == -1).all())
-    for name in ("_req_idx_per_token", "_positions"):
+    for name in ("_req_idx_per_token", "_positions", "_visible"):
         assert not bool(getattr(metadata, name).device[tail].any())
     requests = len(tiny.batch(**lengths).requests)
     assert not bool(metadata._kv_lens.device[requests:].any())
@@ -200,6 +201,7 @@ def test_a20_every_buffer_has_its_final_size_and_dtype_from_the_start(tiny):
         "block_table": ((requests, blocks), torch.int32),
         "req_idx_per_token": ((tokens,), torch.int32),
         "positions": ((tokens,), torch.int64),
+        "visible": ((tokens,), torch.int32),
         "slot_mapping_fp8": ((tokens,), torch.int64),
         "slot_mapping_scale": ((tokens,), torch.int64),
         "latent_rows": ((tokens,), torch.int64),

@@ -13,8 +13,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves
 
 from mlaprof.layer.context import ForwardContext, current
+from mlaprof.layer.kernel_ops import SCHEMAS
+from mlaprof.layer.linear import linear
 from mlaprof.layer.mla import MLA
-from mlaprof.layer.ops import KERNEL_SCHEMAS, OPS
+from mlaprof.layer.ops import OPS
 from mlaprof.shapes import PRESETS
 
 MIXED = {"contexts": [(5, 0), (3, 70)], "generations": [(1, 130), (1, 64)]}
@@ -305,7 +307,7 @@ def check_schema(op: Any, args: tuple[Any, ...]) -> None:
     declared = [(each, arg) for each, arg in zip(op.default._schema.arguments, args, strict=True)]
     marked = [id(arg) for each, arg in declared if each.alias_info is not None and each.alias_info.is_write]
     for tensor in tensors:
-        if id(tensor) in marked and tensor.dtype == torch.bfloat16:
+        if id(tensor) in marked and tensor.dtype in (torch.bfloat16, torch.int32):
             tensor.fill_(7.0)  # so that writing shows, even of the very values it held
     before = bits(tensors)
     results = [leaf for leaf in tree_leaves(op.default(*args)) if isinstance(leaf, Tensor)]
@@ -344,12 +346,20 @@ def test_opcheck_finds_the_model_ops_fakes_true(bench):
 
 
 def test_the_kernel_ops_schemas_are_honest(tiny, spy):
-    """Every single-kernel op, with the arguments that a mixed batch with cached contexts gives it."""
+    """Every single-kernel op, with the arguments that a mixed batch with cached contexts gives it; those of the indexer
+    that Op 2 is left with, and of a step without one, too."""
     hidden, positions = tiny.load(tiny.batch([(70, 90)], [(1, 200)]))
     with spy:
-        tiny.forward(hidden, positions)
+        for boundary in ("index_quant", "proj"):
+            tiny.cut(boundary)
+            tiny.forward(hidden, positions)
+        metadata = tiny.metadata
+        latent = torch.randn(len(hidden), tiny.shape.latent_dim).bfloat16().split((tiny.shape.kv_lora_rank, 64), dim=1)
+        tiny.attn._append_latent(*latent, positions, metadata.latent_slots(len(hidden)))
+        linear(torch.randn(144, hidden.shape[1]).bfloat16(), "fp8_block")(hidden)
+    tiny.cut("index_quant")
     arguments = {name.removeprefix("mlaprof::"): args for name, args, _ in spy.calls}
-    assert set(KERNEL_SCHEMAS) < set(arguments)
+    assert set(SCHEMAS) < set(arguments)
     tiny.load(tiny.batch([(70, 90)], [(1, 200)]))  # the cache as it was, so that the update shows
-    for name in KERNEL_SCHEMAS:
+    for name in SCHEMAS:
         check_schema(getattr(OPS, name), arguments[name])

@@ -34,8 +34,9 @@ def test_multi_stream_is_off_unless_asked_for(tiny):
 
 
 @pytest.mark.parametrize("boundary", BOUNDARIES)
-def test_the_norms_and_the_quantisers_are_what_forks(recut, monkeypatch, boundary):
-    """One pair each a layer, at every boundary, in whichever op they sit."""
+def test_what_forks_is_the_indexer_beside_the_projections(recut, monkeypatch, boundary):
+    """The products of the layer's input beside each other, then those of the compressed q; where the indexer is left to
+    Op 2, its query beside its key."""
     pairs: list[list[str]] = []
 
     def spying(first: Any, second: Any, context: Any) -> tuple[Any, Any]:
@@ -47,7 +48,8 @@ def test_the_norms_and_the_quantisers_are_what_forks(recut, monkeypatch, boundar
     recut.cut(boundary)
     hidden, positions = recut.load(recut.batch([(70, 0)]))
     recut.forward(hidden, positions)
-    assert pairs == [["RMSNorm", "RMSNorm"], ["_quantise", "_quantise"]]
+    fused = [["Linear", "project"], ["Linear", "query"]]
+    assert pairs == ([["query", "key"]] if boundary == "proj" else fused)
 
 
 @pytest.fixture(scope="module")

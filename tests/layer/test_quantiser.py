@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from mlaprof.kernels.reference import act_quant
 from mlaprof.layer.indexer import QUANT_BLOCK_SIZE
-from mlaprof.layer.ops import OPS
 
 
 def exact_codes(row: list[float], scale: float) -> list[float]:
@@ -27,7 +27,7 @@ def test_a15_rows_of_128_become_e4m3_under_one_power_of_two_rounded_up(amplitude
     """Scale: the smallest power of two under which the row fits 448, fp32, one a row. Codes: x / scale, rounded to
     nearest even in e4m3. Checked in exact arithmetic."""
     x = torch.randn(5, 128, generator=torch.Generator().manual_seed(1)).mul(amplitude).bfloat16()
-    codes, scale = OPS.act_quant(x)
+    codes, scale = act_quant(x)
     assert (codes.dtype, scale.dtype, tuple(scale.shape)) == (torch.float8_e4m3fn, torch.float32, (5, 1))
     for row, row_codes, s in zip(x.tolist(), codes.float().tolist(), scale[:, 0].tolist(), strict=True):
         amax = max(max(map(abs, row)), 1e-4)
@@ -41,19 +41,19 @@ def test_a15_exact_powers_stay_and_anything_above_rounds_up():
     at = torch.zeros(2, 128)
     at[0, 3] = 448.0 * 2**-5
     at[1, 3] = at[0, 3].nextafter(torch.tensor(torch.inf))
-    assert OPS.act_quant(at)[1][:, 0].tolist() == [2**-5, 2**-4]
+    assert act_quant(at)[1][:, 0].tolist() == [2**-5, 2**-4]
 
 
 @pytest.mark.parametrize("shape", [(0, 128), (0, 8, 128)])
 def test_a15_no_rows_are_allowed(shape):
     """An empty step gives empty tensors of the right shapes."""
-    codes, scale = OPS.act_quant(torch.zeros(shape, dtype=torch.bfloat16))
+    codes, scale = act_quant(torch.zeros(shape, dtype=torch.bfloat16))
     assert (codes.shape, scale.shape) == (shape, (*shape[:-1], 1))
 
 
 def test_a15_a_row_of_zeros_has_a_finite_scale():
     """The floor of amax keeps it from dividing by nothing."""
-    codes, scale = OPS.act_quant(torch.zeros(1, 128))
+    codes, scale = act_quant(torch.zeros(1, 128))
     assert bool(codes.float().eq(0).all()) and 0 < float(scale) < 1e-3
 
 
@@ -62,9 +62,10 @@ def test_a15_order_inside_an_index_head_is_rope_then_nope(bench):
     assert QUANT_BLOCK_SIZE == 128
     hidden, positions = bench.load(bench.batch([(3, 0)]))
     indexer, rope = bench.attn.indexer, bench.shape.qk_rope_head_dim
-    cos_sin = bench.attn.cos_sin[positions + 11]
+    positions = positions + 11
+    cos_sin = bench.attn.cos_sin[positions]
     qr = torch.randn(3, bench.shape.q_lora_rank).bfloat16()
-    q_fp8, *_ = indexer.pre_indexer_proj(qr, hidden, cos_sin, bench.context())
+    q_fp8, *_ = indexer.pre_indexer_proj(qr, hidden, bench.attn.cos_sin, positions, bench.context())
     projected = indexer.wq_b(qr).view(3, -1, 128)
     scale = _scale(projected, cos_sin, rope, interleaved=bench.shape.indexer_rope_interleave)
     got = q_fp8.float() * scale
@@ -78,4 +79,4 @@ def _scale(x: Tensor, cos_sin: Tensor, rope: int, *, interleaved: bool) -> Tenso
     a, b = (x[..., 0:rope:2], x[..., 1:rope:2]) if interleaved else (x[..., : rope // 2], x[..., rope // 2 : rope])
     cos, sin = cos_sin[:, None, 0].double(), cos_sin[:, None, 1].double()
     turned = torch.cat((a * cos - b * sin, b * cos + a * sin, x[..., rope:]), dim=-1).bfloat16()
-    return OPS.act_quant(turned)[1]
+    return act_quant(turned)[1]

@@ -63,7 +63,7 @@ def test_restore_brings_back_every_byte_after_another_batch_was_prepared(layers,
 
 def test_a_step_repairs_what_was_poisoned(layers):
     """Both caches are written before they are read, so a step over NaN gives the same bits; a step that does not write
-    its latent rows gives others."""
+    its rows gives others."""
     batch = layers.batch([(40, 30)], [(1, 90)])
     hidden, positions = layers.load(batch)
     want = layers.forward(hidden, positions)
@@ -71,7 +71,7 @@ def test_a_step_repairs_what_was_poisoned(layers):
     poison_rows(layers.caches, layers.metadata)
     assert torch.equal(want, layers.forward(hidden, positions))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(type(layers.attn), "_append_latent", lambda self, *args: None)
+        patch.setattr(type(layers.attn), "_write_caches", lambda self, *args: None)
         layers.load(batch)
         poison_rows(layers.caches, layers.metadata)
         assert not torch.equal(want, layers.forward(hidden, positions))

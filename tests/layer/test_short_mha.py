@@ -57,7 +57,7 @@ def test_a08_short_means_the_total_kv_length_at_most_the_threshold_and_no_compil
         output = hidden.new_empty((len(hidden), short.shape.num_heads * short.shape.v_head_dim))
         OPS.mla_dsa_attn_inplace(*parts[:4], parts[4:], positions, "0", output)
     assert ("sparse_attn" not in spy.names) is is_short
-    assert ("update_index_cache" not in spy.names) is is_short
+    assert ("cache_write" not in spy.names) is is_short
 
 
 def test_a08_the_compile_flag_holds_at_run_time_too(short, spy):
@@ -66,7 +66,7 @@ def test_a08_the_compile_flag_holds_at_run_time_too(short, spy):
     assert not torch.compiler.is_compiling()
     with spy:
         short.forward(hidden, positions, compiled=True)
-    assert spy.names[-1] == "sparse_attn"
+    assert "sparse_attn" in spy.names
 
 
 def test_a08_zero_is_off(bench):
@@ -121,8 +121,8 @@ def test_a_mixed_batch_serves_contexts_densely_and_generations_by_selection(shor
     ]
     with short.context(), spy:
         got = short.attn(hidden, positions).float()
-    assert [name for name in spy.names if name in ("sparse_attn", "update_index_cache")] == [
-        "update_index_cache",
+    assert [name for name in spy.names if name in ("sparse_attn", "cache_write")] == [
+        "cache_write",
         "sparse_attn",
     ]
     want = reference.attention(short.weights[0], short.shape, hidden, past).output

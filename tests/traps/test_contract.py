@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mlaprof.layer import attention, mla, rope
+from mlaprof.layer import rope
 from mlaprof.layer.mla import MLA
 from mlaprof.layer.ops import ATTN, OPS
 from mlaprof.worker.arms import Arm
@@ -29,13 +29,20 @@ def twice(planted: Any, arm: Arm) -> tuple[Tensor, Tensor]:
     return outputs[0], outputs[1]
 
 
-def in_place(x: Tensor, cos_sin: Tensor, *, interleaved: bool) -> Tensor:
-    return x.copy_(rope.rotate(x, cos_sin, interleaved=interleaved))
+def in_place(x: Tensor, cos_sin: Tensor, position_ids: Tensor) -> None:
+    x.copy_(rope.rotate(x, cos_sin[position_ids], interleaved=True))
 
 
 def rotate_q_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
     """Op 2 rotates q where it lies, as a fused RoPE does, though its schema lists the output alone."""
-    monkeypatch.setattr(attention, "rotate", in_place)
+    absorbed = MLA._absorbed
+
+    def rotates(layer: MLA, q: Tensor, position_ids: Tensor, *args: Any) -> None:
+        absorbed(layer, q, position_ids, *args)
+        heads = q.view(len(q), layer.shape.num_heads, layer.shape.qk_head_dim)
+        in_place(heads[..., layer.shape.qk_nope_head_dim :], layer.cos_sin, position_ids)
+
+    monkeypatch.setattr(MLA, "_absorbed", rotates)
 
 
 def test_trap_double_rotation_of_q_is_caught(bench, monkeypatch):
@@ -75,7 +82,13 @@ def keep_rotated_keys(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def rotate_keys_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
     """Op 2 rotates k_pe where it lies, on its way to the cache, as a fused append does."""
-    monkeypatch.setattr(mla, "rotate", in_place)
+    write = MLA._write_caches
+
+    def rotates(layer: MLA, compressed_kv: Tensor, k_pe: Tensor, position_ids: Tensor, *args: Any) -> None:
+        write(layer, compressed_kv, k_pe, position_ids, *args)
+        in_place(k_pe, layer.cos_sin, position_ids)
+
+    monkeypatch.setattr(MLA, "_write_caches", rotates)
 
 
 @pytest.mark.parametrize("plant", [keep_rotated_keys, rotate_keys_in_place])
@@ -99,9 +112,10 @@ def rotate_by_the_whole_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     """Position ids are not cut to the phase: generation rows are rotated by the angles of the first rows."""
     absorbed = MLA._absorbed
 
-    def uncut(layer: MLA, q: Tensor, cos_sin: Tensor, topk: Tensor, tokens: slice, metadata: Any, *args: Any) -> None:
-        whole = layer.cos_sin[metadata.positions]
-        absorbed(layer, q, whole[: len(q)], topk, tokens, metadata, *args)
+    def uncut(
+        layer: MLA, q: Tensor, position_ids: Tensor, topk: Tensor, tokens: slice, metadata: Any, *args: Any
+    ) -> None:
+        absorbed(layer, q, metadata.positions[: len(q)], topk, tokens, metadata, *args)
 
     monkeypatch.setattr(MLA, "_absorbed", uncut)
 

@@ -153,12 +153,12 @@ def test_trap_branch_frozen_at_capture_goes_unseen_without_other_batches(bench, 
 
 
 def write_no_cache_in_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A guard meant for warm-ups: nothing is written to the latent cache while a capture runs, so no replay does."""
+    """A guard meant for warm-ups: nothing is written to the caches while a capture runs, so no replay does."""
     capturing: list[bool] = []
-    append = MLA._append_latent
+    write = MLA._write_caches
     for maker in MAKERS:
         monkeypatch.setattr(maker, "capture", _flagged(maker.capture, capturing))
-    monkeypatch.setattr(MLA, "_append_latent", lambda layer, *args: None if capturing else append(layer, *args))
+    monkeypatch.setattr(MLA, "_write_caches", lambda layer, *args: None if capturing else write(layer, *args))
 
 
 def _flagged(capture: Callable[..., Any], capturing: list[bool]) -> Callable[..., Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,6 @@ from torch import Tensor
 
 from mlaprof.capture.addresses import StaleAddress
 from mlaprof.capture.program import Prepared
-from mlaprof.layer.indexer import Indexer
 from mlaprof.layer.mla import MLA
 from mlaprof.layer.saved import save_rows
 from mlaprof.records import Point
@@ -228,7 +228,7 @@ def test_an_index_cache_that_no_later_part_of_the_step_reads_is_compared_too(rig
     """At boundary logits the selection comes from the new keys themselves, so that no output tells."""
     rig = rig_of(70, modes=("split_piecewise",), phase="prefill", context_len=0, boundary="logits")
     with monkeypatch.context() as patch:
-        patch.setattr(Indexer, "update_k_cache", lambda *_: None)
+        patch.setattr(MLA, "_write_caches", lambda self, *args: self._append_latent(*args[:3], args[5]))
         arms = prepared(rig)
     found = wrong(Gate(rig, 70).check(arms["split_piecewise", 70]))
     assert found == [f"{name}, cache rows: differing bytes vs eager" for name in FULL_SETS]
@@ -367,10 +367,13 @@ def test_an_eager_arm_that_differs_from_the_proven_one_is_caught(gate, arms, mon
 def test_an_eager_arm_whose_caches_differ_from_the_proven_ones_is_caught(gate, arms, monkeypatch):
     """Of a short batch no output depends on the index cache; the second arm has no oracle of its own."""
     gate.check(arms["monolithic_eager"])
-    right = Indexer.update_k_cache
-    monkeypatch.setattr(
-        Indexer, "update_k_cache", lambda self, codes, scale, *rest: right(self, codes, scale * 2, *rest)
-    )
+    right = MLA._write_caches
+
+    def twice_the_scale(self: MLA, *args: Any) -> None:
+        *first, k_scale, latent, fp8, scale = args
+        right(self, *first, k_scale * 2, latent, fp8, scale)
+
+    monkeypatch.setattr(MLA, "_write_caches", twice_the_scale)
     assert "eager, own batch, cache rows: differing bytes vs eager" in wrong(gate.check(arms["split_eager"]))
 
 
@@ -384,7 +387,7 @@ def _scaled(real: Callable[..., list[Tensor]], factor: float = 1.01) -> Callable
 
 def test_the_first_eager_arm_meets_the_oracle(gate, arms, monkeypatch):
     """Wrong from the start, alike in every mode: only the oracle can tell."""
-    monkeypatch.setattr(MLA, "_append_latent", lambda self, *args: None)
+    monkeypatch.setattr(MLA, "_write_caches", lambda self, *args: None)
     assert "own batch, layer 0: latent rows written" in wrong(gate.check(arms["monolithic_eager"]))
 
 
