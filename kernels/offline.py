@@ -11,9 +11,10 @@ from triton.compiler import ASTSource
 
 from mlaprof.kernels.cubin import read_cubin
 from mlaprof.kernels.index_logits import KEY_BLOCKS_PER_PROGRAM, index_logits_kernel
-from mlaprof.kernels.paged_logits import TOKENS_PER_BLOCK, paged_index_logits_kernel
+from mlaprof.kernels.paged_logits import LEAST_BATCH, TOKENS_PER_BLOCK, paged_index_logits_kernel
 from mlaprof.kernels.sparse_attn import sparse_attn_kernel
 from mlaprof.kernels.tiles import Dims, IndexLogitsTiles, SparseAttnTiles, Tiles, padded_heads, tiles_type
+from mlaprof.kernels.tiles.hopper_paged_index_logits import HopperPagedIndexLogitsTiles
 
 WARP_SIZE = 32
 
@@ -45,6 +46,7 @@ _TYPES = {
         "logits_ptr": "*fp32",
     },
 }
+_TYPES["paged_index_logits@hopper"] = _TYPES["paged_index_logits"]
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ def compile_resources(kernel: str, tiles: Tiles, dims: Dims, target: int = 90) -
     place = {name: (i,) for i, name in enumerate(function.arg_names)}
     aligned = [name for name, kind in signature.items() if kind.startswith("*") or name in multiples]
     compiled = triton.compile(
-        ASTSource(
+        _source_type(kernel)(
             fn=function,
             signature=signature,
             constexprs={place[name]: value for name, value in constants.items()},
@@ -83,6 +85,14 @@ def compile_resources(kernel: str, tiles: Tiles, dims: Dims, target: int = 90) -
     )
     facts = read_cubin(compiled.asm["cubin"])
     return Resources(facts.registers, facts.stack_bytes, compiled.metadata.shared)
+
+
+def _source_type(kernel: str) -> Any:
+    if not kernel.endswith("@hopper"):
+        return ASTSource
+    from mlaprof.kernels.hopper.source import GluonASTSource
+
+    return GluonASTSource
 
 
 def _specialisation(tiles: Tiles, dims: Dims) -> tuple[Any, dict[str, int | None], set[str]]:
@@ -102,21 +112,22 @@ def _specialisation(tiles: Tiles, dims: Dims) -> tuple[Any, dict[str, int | None
         multiples |= {"num_heads"} if dims.num_heads % 16 == 0 else set()
         multiples |= {"topk", "indices_stride"} if dims.index_topk % 16 == 0 else set()
         return sparse_attn_kernel, constants, multiples
-    constants = {
-        "DIM": dims.index_head_dim,
-        "HEADS": padded_heads(dims.index_n_heads),
-        "BLOCK_N": tiles.block_n,
-        "SPAN": tiles.block_n * KEY_BLOCKS_PER_PROGRAM,
-    }
+    heads = padded_heads(dims.index_n_heads)
     multiples = {"num_heads", "weights_stride"} if dims.index_n_heads % 16 == 0 else set()
     if isinstance(tiles, IndexLogitsTiles):
-        return (
-            index_logits_kernel,
-            constants | {"BLOCK_Q": tiles.block_q},
-            multiples | {"q_stride_n", "q_stride_h", "k_stride"},
-        )
-    return (
-        paged_index_logits_kernel,
-        constants | {"PAGE": TOKENS_PER_BLOCK, "NEXT_N": 1, "next_n": 1},
-        multiples | {"q_stride_b", "q_stride_j", "q_stride_h"},
-    )
+        constants = {
+            "DIM": dims.index_head_dim,
+            "HEADS": heads,
+            "BLOCK_Q": tiles.block_q,
+            "BLOCK_N": tiles.block_n,
+            "SPAN": tiles.block_n * KEY_BLOCKS_PER_PROGRAM,
+        }
+        return index_logits_kernel, constants, multiples | {"q_stride_n", "q_stride_h", "k_stride"}
+    multiples |= {"q_stride_b", "q_stride_j", "q_stride_h"}
+    constants = {"HEADS": heads, "NEXT_N": 1, "BATCH": LEAST_BATCH}
+    if isinstance(tiles, HopperPagedIndexLogitsTiles):
+        from mlaprof.kernels.hopper.paged_logits import paged_index_logits_hopper_kernel
+
+        return paged_index_logits_hopper_kernel, constants | {"STAGES": tiles.num_stages}, multiples
+    constants |= {"DIM": dims.index_head_dim, "PAGE": TOKENS_PER_BLOCK, "BLOCK_N": tiles.block_n}
+    return paged_index_logits_kernel, constants, multiples

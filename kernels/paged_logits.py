@@ -1,7 +1,9 @@
 """Scores of the lightning indexer over the paged cache, for the rows of a decode step.
 
-Keys stand on the long side of the product and (query, head) pairs on the other, so that the head sum stays inside a
-thread's row; k_scale is positive and is applied once, after that sum.
+The positions of all requests, one request after the other, are dealt to the programs in equal contiguous shares: the
+lengths are on the device, so every program finds its own share from them, and a wide result costs no idle program.
+Keys stand on the long side of the product and heads on the other, so that the head sum stays inside a thread's row;
+k_scale is positive and is applied once, after that sum.
 Source: the DSA section of the DeepSeek-V3.2 report; k_scale outside the sum as in DeepGEMM's fp8_paged_mqa_logits.
 """
 
@@ -13,29 +15,57 @@ import triton.language as tl
 from torch import Tensor
 
 from mlaprof.kernels.checks import check_tensor
-from mlaprof.kernels.tiles import PagedIndexLogitsTiles, padded_heads
+from mlaprof.kernels.device import is_hopper
+from mlaprof.kernels.tiles import hopper_paged_index_logits as hopper_tiles
+from mlaprof.kernels.tiles import padded_heads
+from mlaprof.kernels.tiles import paged_index_logits as portable_tiles
+from mlaprof.kernels.tiles.hopper_paged_index_logits import HopperPagedIndexLogitsTiles
+from mlaprof.kernels.tiles.limits import NUM_SMS
+from mlaprof.kernels.tiles.paged_index_logits import PagedIndexLogitsTiles
 
 TOKENS_PER_BLOCK = 64
-KEY_BLOCKS_PER_PROGRAM = 4  # enough for loads to run ahead of the products, few enough for a short row to fill the GPU
+LEAST_BATCH = 32  # batches are padded to powers of two from here: one compiled kernel for several
 
 
 @triton.jit
-def head_sums(keys, q, weights, BLOCK_N: tl.constexpr, BLOCK_Q: tl.constexpr, HEADS: tl.constexpr):
-    """[BLOCK_N, BLOCK_Q]: sum over heads of weight * relu(key . q), from the BLOCK_Q * HEADS rows of q and weights."""
-    dots = tl.maximum(tl.dot(keys, tl.trans(q)), 0.0) * weights[None, :]
-    return tl.sum(tl.reshape(dots, [BLOCK_N, BLOCK_Q, HEADS]), 2)
+def blocks_of(kv_len, max_len, BLOCK_N: tl.constexpr):
+    """Blocks of BLOCK_N positions that hold the positions of a request below max_len."""
+    return (tl.minimum(tl.maximum(kv_len, 0), max_len) + BLOCK_N - 1) // BLOCK_N
 
 
 @triton.jit
+def share_of(kv_lens_ptr, batch, max_len, BATCH: tl.constexpr, BLOCK_N: tl.constexpr):
+    """This program's share of all blocks: first request, first block in it, number of blocks."""
+    requests = tl.arange(0, BATCH)
+    kv_lens = tl.load(kv_lens_ptr + requests, mask=requests < batch, other=0)
+    blocks = blocks_of(kv_lens, max_len, BLOCK_N)
+    ends = tl.cumsum(blocks, 0)
+    total = tl.sum(blocks, 0)
+    each = tl.cdiv(total, tl.num_programs(0))
+    begin = tl.minimum(tl.program_id(0) * each, total)
+    before = ends <= begin
+    request = tl.sum(before.to(tl.int32), 0)
+    block = begin - tl.max(tl.where(before, ends, 0), 0)
+    return request, block, tl.minimum(each, total - begin)
+
+
+@triton.jit
+def scales_at(scales_ptr, block, slot, num_blocks, PAGE: tl.constexpr, DIM: tl.constexpr):
+    """The scale of each slot of its block; 0 where there is no such block."""
+    rows = scales_ptr + block * (PAGE * (DIM + 4) // 4) + PAGE * DIM // 4
+    return tl.load(rows + slot, mask=(block >= 0) & (block < num_blocks), other=0.0)
+
+
+@triton.jit(do_not_specialize=["batch", "max_len", "max_blocks", "num_blocks", "table_stride"])
 def paged_index_logits_kernel(
-    q_ptr,  # [batch, next_n, num_heads, DIM] e4m3
+    q_ptr,  # [batch, NEXT_N, num_heads, DIM] e4m3
     codes_ptr,  # the cache as e4m3
     scales_ptr,  # the cache as fp32
-    weights_ptr,  # [batch * next_n, num_heads] fp32
+    weights_ptr,  # [batch * NEXT_N, num_heads] fp32
     kv_lens_ptr,  # [batch] int32
     block_table_ptr,  # [batch, max_blocks] int32
-    logits_ptr,  # [batch * next_n, max_len] fp32
-    next_n,
+    logits_ptr,  # [batch * NEXT_N, max_len] fp32
+    batch,
     num_heads,
     max_len,
     max_blocks,
@@ -46,57 +76,54 @@ def paged_index_logits_kernel(
     weights_stride,
     table_stride,
     DIM: tl.constexpr,
-    PAGE: tl.constexpr,  # tokens a block
+    PAGE: tl.constexpr,  # tokens a block of the cache
+    NEXT_N: tl.constexpr,
     HEADS: tl.constexpr,  # num_heads, padded to a power of two of at least 16
-    NEXT_N: tl.constexpr,  # next_n, padded to a power of two
+    BATCH: tl.constexpr,  # batch, padded to a power of two
     BLOCK_N: tl.constexpr,
-    SPAN: tl.constexpr,  # positions a program covers, a multiple of BLOCK_N
 ):
-    request = tl.program_id(0).to(tl.int64)
-    first = tl.program_id(1) * SPAN
-    past = tl.minimum(first + SPAN, max_len)
     keys = tl.arange(0, BLOCK_N)
     dims = tl.arange(0, DIM)
-    js = tl.arange(0, NEXT_N)
-    is_row = js < next_n
+    heads = tl.arange(0, HEADS)
+    is_head = heads < num_heads
 
-    kv_len = tl.load(kv_lens_ptr + request)
-    end = tl.minimum(kv_len, max_blocks * PAGE)
-    hi = tl.maximum(tl.minimum(end, past), first)
-    hi = first + (hi - first + BLOCK_N - 1) // BLOCK_N * BLOCK_N
-
-    pairs = tl.arange(0, NEXT_N * HEADS)
-    pair_j = pairs // HEADS
-    pair_head = pairs % HEADS
-    is_pair = (pair_j < next_n) & (pair_head < num_heads)
-    q_rows = q_ptr + request * q_stride_b + pair_j * q_stride_j + pair_head * q_stride_h
-    q = tl.load(q_rows[:, None] + dims[None, :], mask=is_pair[:, None], other=0.0)
-    weights_rows = weights_ptr + (request * next_n + pair_j) * weights_stride
-    weights = tl.load(weights_rows + pair_head, mask=is_pair, other=0.0)
-
-    out_rows = logits_ptr + (request * next_n + js)[None, :] * max_len
-    nothing = tl.full([BLOCK_N, NEXT_N], float("-inf"), tl.float32)
-    # Block numbers are read one turn ahead: a gather that waits for them inside one turn would cost pipeline stages.
-    table = block_table_ptr + request * table_stride
-    position = first + keys
-    block = tl.load(table + position // PAGE, mask=position < end, other=-1).to(tl.int64)
-    for start in range(first, hi, BLOCK_N):
-        position = start + keys
-        known = (block >= 0) & (block < num_blocks)
-        slot = position % PAGE
-        codes = codes_ptr + (block * (PAGE * (DIM + 4)) + slot * DIM)[:, None]
-        scales = scales_ptr + block * (PAGE * (DIM + 4) // 4) + PAGE * DIM // 4 + slot
-        k = tl.load(codes + dims[None, :], mask=known[:, None], other=0.0)
-        k_scale = tl.load(scales, mask=known, other=0.0)
-        ahead = position + BLOCK_N
-        block = tl.load(table + ahead // PAGE, mask=ahead < end, other=-1).to(tl.int64)
-        sums = head_sums(k, q, weights, BLOCK_N, NEXT_N, HEADS) * k_scale[:, None]
-        seen = known[:, None] & (position[:, None] <= (kv_len - next_n + js)[None, :])
-        sums = tl.where(seen, sums, float("-inf"))
-        tl.store(out_rows + position[:, None], sums, mask=is_row[None, :] & (position < past)[:, None])
-    for start in range(hi, past, BLOCK_N):
-        position = start + keys
-        tl.store(out_rows + position[:, None], nothing, mask=is_row[None, :] & (position < past)[:, None])
+    request, first, left = share_of(kv_lens_ptr, batch, max_len, BATCH, BLOCK_N)
+    while left > 0:
+        kv_len = tl.load(kv_lens_ptr + request)
+        past = tl.minimum(first + left, blocks_of(kv_len, max_len, BLOCK_N))
+        left -= past - first
+        row = request.to(tl.int64) * NEXT_N
+        queries = ()
+        weights = ()
+        for j in tl.static_range(NEXT_N):
+            q_rows = q_ptr + request.to(tl.int64) * q_stride_b + j * q_stride_j + heads * q_stride_h
+            head_weights = weights_ptr + (row + j) * weights_stride + heads
+            queries += (tl.load(q_rows[:, None] + dims[None, :], mask=is_head[:, None], other=0.0),)  # type: ignore[assignment]
+            weights += (tl.load(head_weights, mask=is_head, other=0.0),)  # type: ignore[assignment]
+        # Blocks and scales are read one turn ahead: the compiler runs ahead with the codes alone.
+        table = block_table_ptr + request.to(tl.int64) * table_stride
+        table_len = tl.minimum(blocks_of(kv_len, max_len, PAGE), max_blocks)
+        position = first * BLOCK_N + keys
+        block = tl.load(table + position // PAGE, mask=position // PAGE < table_len, other=-1).to(tl.int64)
+        k_scale = scales_at(scales_ptr, block, position % PAGE, num_blocks, PAGE, DIM)
+        for turn in range(first, past):
+            position = turn * BLOCK_N + keys
+            known = (block >= 0) & (block < num_blocks)
+            codes = codes_ptr + (block * (PAGE * (DIM + 4)) + position % PAGE * DIM)[:, None]
+            k = tl.load(codes + dims[None, :], mask=known[:, None], other=0.0)
+            ahead = position + BLOCK_N
+            there = (turn + 1 < past) & (ahead // PAGE < table_len)
+            block = tl.load(table + ahead // PAGE, mask=there, other=-1).to(tl.int64)
+            next_scale = scales_at(scales_ptr, block, ahead % PAGE, num_blocks, PAGE, DIM)
+            for j in tl.static_range(NEXT_N):
+                dots = tl.maximum(tl.dot(k, tl.trans(queries[j])), 0.0)
+                sums = tl.sum(dots * weights[j][None, :], 1) * k_scale
+                sums = tl.where(known, sums, float("-inf"))
+                end = tl.minimum(kv_len - (NEXT_N - 1 - j), max_len)
+                tl.store(logits_ptr + (row + j) * max_len + position, sums, mask=position < end)
+            k_scale = next_scale
+        request += 1
+        first *= 0
 
 
 def paged_index_logits(
@@ -106,18 +133,21 @@ def paged_index_logits(
     kv_lens: Tensor,
     block_table: Tensor,
     max_len: int,
-    tiles: PagedIndexLogitsTiles,
+    tiles: PagedIndexLogitsTiles | HopperPagedIndexLogitsTiles | None = None,
 ) -> Tensor:
-    """Indexer score of every cached position [batch * next_n, max_len] fp32; -inf beyond a row's own position.
+    """Indexer score of every cached position [batch * next_n, max_len] fp32.
 
     q            [batch, next_n, num_heads, 128] e4m3
     cache        [num_blocks, 64 * 132]          uint8  a block is 64 x 128 e4m3 codes, then 64 fp32 scales
     weights      [batch * next_n, num_heads]     fp32
     kv_lens      [batch]                         int32  length with the new tokens; query j ends at kv_len - next_n + j
     block_table  [batch, max_blocks]             int32  entries beyond the length are never followed
-    max_len                                      width of the result; the whole width is written
+    max_len                                      width of the result
+    tiles        None: chosen by shape, of the Hopper form on Hopper
 
-    Raises ValueError on a wrong shape, dtype or device.
+    Positions beyond a row's own end are NEVER WRITTEN. Inside it, those whose block is missing from the table or is not
+    one of the cache's (negative, num_blocks or more) are -inf.
+    Raises ValueError on a wrong shape, dtype or device, and for Hopper tiles with more heads than they take.
     """
     batch, next_n, num_heads = check_tensor("q", q, shape=("B", "next_n", "H", 128), dtype=torch.float8_e4m3fn)
     (num_blocks,) = check_tensor(
@@ -131,8 +161,29 @@ def paged_index_logits(
     logits = torch.empty(batch * next_n, max_len, dtype=torch.float32, device=q.device)
     if logits.numel() == 0:
         return logits
-    span = tiles.block_n * KEY_BLOCKS_PER_PROGRAM
-    grid = (batch, triton.cdiv(max_len, span))
+    fits = hopper_tiles.fits(next_n, num_heads) and cache.data_ptr() % 16 == 0
+    if tiles is None:
+        tiles = (hopper_tiles if fits and is_hopper(q.device) else portable_tiles).choose(batch, max_len)
+    if isinstance(tiles, HopperPagedIndexLogitsTiles):
+        if not fits:
+            raise ValueError(
+                f"tiles: the Hopper form takes {hopper_tiles.MAX_PAIRS} pairs of query and head a request and a cache "
+                f"at a 16-byte place, got {next_n} x {num_heads} pairs; use the portable form"
+            )
+        from mlaprof.kernels.hopper.paged_logits import launch  # Gluon is of no use elsewhere
+
+        launch(
+            _grid(batch, max_len, TOKENS_PER_BLOCK, tiles.programs),
+            q,
+            cache,
+            weights,
+            kv_lens,
+            block_table,
+            logits,
+            tiles,
+        )
+        return logits
+    grid = _grid(batch, max_len, tiles.block_n, tiles.programs)
     paged_index_logits_kernel[grid](
         q,
         cache.view(torch.float8_e4m3fn),
@@ -141,7 +192,7 @@ def paged_index_logits(
         kv_lens,
         block_table,
         logits,
-        next_n,
+        batch,
         num_heads,
         max_len,
         max_blocks,
@@ -153,11 +204,16 @@ def paged_index_logits(
         block_table.stride(0),
         DIM=128,
         PAGE=TOKENS_PER_BLOCK,
+        NEXT_N=next_n,
         HEADS=padded_heads(num_heads),
-        NEXT_N=triton.next_power_of_2(next_n),
+        BATCH=triton.next_power_of_2(max(batch, LEAST_BATCH)),
         BLOCK_N=tiles.block_n,
-        SPAN=span,
         num_warps=tiles.num_warps,
         num_stages=tiles.num_stages,
     )
     return logits
+
+
+def _grid(batch: int, max_len: int, block_n: int, programs: int) -> tuple[int]:
+    """As many programs as fit the GPU at once, but no more than the widest step has blocks."""
+    return (min(programs * NUM_SMS, batch * triton.cdiv(max_len, block_n)),)

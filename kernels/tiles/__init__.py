@@ -19,7 +19,14 @@ from itertools import product
 from types import ModuleType
 from typing import Any
 
-from mlaprof.kernels.tiles import index_logits, paged_index_logits, sparse_attn
+from mlaprof.kernels.tiles import (
+    hopper_paged_index_logits,
+    hopper_topk,
+    index_logits,
+    paged_index_logits,
+    sparse_attn,
+    topk,
+)
 from mlaprof.kernels.tiles.index_logits import IndexLogitsTiles
 from mlaprof.kernels.tiles.limits import SHARED_LIMIT_BYTES, Dims, padded_heads
 from mlaprof.kernels.tiles.paged_index_logits import PagedIndexLogitsTiles
@@ -55,6 +62,9 @@ KERNELS: dict[str, ModuleType] = {
     "sparse_attn": sparse_attn,
     "index_logits": index_logits,
     "paged_index_logits": paged_index_logits,
+    "paged_index_logits@hopper": hopper_paged_index_logits,
+    "topk": topk,
+    "topk@hopper": hopper_topk,
 }
 MAX_ACCUMULATOR = (
     512  # fp32 values a thread: spills from about 255 on, but only beyond 512 does ptxas take 10 s and more

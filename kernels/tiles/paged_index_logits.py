@@ -6,24 +6,32 @@ from dataclasses import dataclass
 
 from mlaprof.kernels.tiles.limits import STAGES, WARPS, Dims, on_wgmma, padded_heads
 
+PROGRAMS = (1, 2, 3, 4, 5, 6, 8)
+
 
 @dataclass(frozen=True)
 class PagedIndexLogitsTiles:
-    """One program: all new queries of one request, over a span of its positions block_n at a time."""
+    """One program: an equal share of all requests' positions, block_n at a time, for all new queries at once."""
 
     block_n: int
     num_warps: int
     num_stages: int
+    programs: int = 4  # a multiprocessor, however long the requests
 
 
 TILES = PagedIndexLogitsTiles
-CHOICES = {"block_n": (16, 32, 64, 128, 256), "num_warps": WARPS, "num_stages": STAGES}
-LETTERS = {"block_n": "n", "num_warps": "w", "num_stages": "s"}
+CHOICES = {"block_n": (16, 32, 64, 128, 256), "num_warps": WARPS, "num_stages": STAGES, "programs": PROGRAMS}
+LETTERS = {"block_n": "n", "num_warps": "w", "num_stages": "s", "programs": "p"}
+
+
+def choose(batch: int, max_len: int) -> PagedIndexLogitsTiles:
+    """The default for batch requests: the same for all, since shares are equal whatever the lengths."""
+    return PagedIndexLogitsTiles(block_n=64, num_warps=4, num_stages=3, programs=4)
 
 
 def default(dims: Dims) -> PagedIndexLogitsTiles:
     """One page a turn."""
-    return PagedIndexLogitsTiles(block_n=64, num_warps=4, num_stages=3)
+    return choose(1, 1)
 
 
 def problem(tiles: PagedIndexLogitsTiles, dims: Dims) -> str | None:

@@ -78,7 +78,7 @@ def test_complete_names_unknown_and_known_fields():
 def test_unknown_kernel_names_the_known_ones(call):
     """Every entry says which kernels have tiles."""
     with pytest.raises(
-        ValueError, match=r"expected one of sparse_attn, index_logits, paged_index_logits, got 'sparse'"
+        ValueError, match=r"expected one of sparse_attn, index_logits, paged_index_logits, .*got 'sparse'"
     ):
         call()
 
@@ -134,7 +134,7 @@ def test_shared_memory_limit_is_the_callers():
 def test_space_is_legal_without_repeats_and_holds_the_default(kernel, dims):
     """Everything a search may try, once."""
     found = list(space(kernel, dims))
-    assert len(found) == len(set(found)) > 50
+    assert len(found) == len(set(found)) > 20
     assert default(kernel, dims) in found
     assert all(illegal(kernel, as_values(each), dims) is None for each in found)
 
