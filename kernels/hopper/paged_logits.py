@@ -18,6 +18,9 @@ from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared,
 from mlaprof.kernels.tiles.hopper_paged_index_logits import HopperPagedIndexLogitsTiles
 from mlaprof.kernels.tiles.limits import padded_heads
 
+# Triton 3.9 gave the copy a new name.
+_copy_async = getattr(async_copy, "async_load", None) or async_copy.async_copy_global_to_shared
+
 DIM = gl.constexpr(128)
 PAGE = gl.constexpr(64)  # tokens a block of the cache
 PAGE_BYTES = gl.constexpr(64 * 132)
@@ -69,9 +72,9 @@ def fetch(codes_ptr, scales_ptr, block, keys, scales):
     token = gl.arange(0, PAGE, gl.SliceLayout(1, tile))
     dim = gl.arange(0, DIM, gl.SliceLayout(0, tile))
     codes = codes_ptr + start + (token[:, None] * DIM + dim[None, :])
-    async_copy.async_copy_global_to_shared(keys, codes, mask=gl.full([PAGE, DIM], True, gl.int1, tile) & (block >= 0))
+    _copy_async(keys, codes, mask=gl.full([PAGE, DIM], True, gl.int1, tile) & (block >= 0))
     tail = scales_ptr + (start + PAGE * DIM) // 4 + gl.arange(0, PAGE, line)
-    async_copy.async_copy_global_to_shared(scales, tail, mask=gl.full([PAGE], True, gl.int1, line) & (block >= 0))
+    _copy_async(scales, tail, mask=gl.full([PAGE], True, gl.int1, line) & (block >= 0))
     async_copy.commit_group()
 
 
