@@ -155,10 +155,8 @@ def _launch(x: Tensor, w: Tensor, out: Tensor, tiles: Tiles, cos_sin: Tensor | N
 
         launch(x, w, out, tiles, rope=rope, cos_sin=cos_sin, positions=positions)
         return
-    if n % tiles.block_n or k % tiles.block_k:
-        raise ValueError(
-            f"tiles: expected block_n to divide {n} and block_k {k}, got {tiles.block_n} and {tiles.block_k}"
-        )
+    if wrong := absorb_tiles.uneven(tiles.block_n, tiles.block_k, n, k):
+        raise ValueError(f"tiles: {wrong}")
     parts = n // tiles.block_n + (rope > 0)
     head_product_kernel[(triton.cdiv(x.shape[0], tiles.block_m) * heads * parts,)](
         x, w, out, cos_sin, positions, x.shape[0], 0 if cos_sin is None else cos_sin.shape[0],

@@ -12,7 +12,6 @@ import triton
 from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon._runtime import GluonASTSource
 from triton.experimental.gluon.language.nvidia.hopper import (
     fence_async_shared,
     mbarrier,
@@ -22,6 +21,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
+from mlaprof.kernels.hopper.source import GluonASTSource
 from mlaprof.kernels.tiles.hopper_absorb import HopperAbsorbTiles
 from mlaprof.kernels.tiles.hopper_up_project import HopperUpProjectTiles
 from mlaprof.kernels.tiles.limits import NUM_SMS

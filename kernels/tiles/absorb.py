@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from mlaprof.kernels.tiles.limits import NUM_SMS, STAGES, WARPS, Dims, on_wgmma
+
+if TYPE_CHECKING:
+    from mlaprof.kernels.tiles.up_project import UpProjectTiles
 
 BLOCK_M, BLOCK_N, BLOCK_K = (16, 32, 64, 128), (32, 64, 128, 256), (32, 64, 128)
 
@@ -35,12 +39,12 @@ def choose(num_tokens: int, num_heads: int, columns: int, summed: int) -> Absorb
 
 def default(dims: Dims) -> AbsorbTiles:
     """Those of a prefill."""
-    return choose(4096, dims.num_heads, dims.kv_lora_rank, 128)
+    return choose(4096, dims.num_heads, dims.kv_lora_rank, dims.qk_nope_head_dim)
 
 
 def problem(tiles: AbsorbTiles, dims: Dims) -> str | None:
     """Why these tiles do not fit these dimensions."""
-    return uneven(tiles.block_n, dims.kv_lora_rank)
+    return uneven(tiles.block_n, tiles.block_k, dims.kv_lora_rank, dims.qk_nope_head_dim)
 
 
 def part_width(blocks: int, columns: int) -> int:
@@ -56,10 +60,12 @@ def divisor(summed: int) -> int:
     return min(64, summed & -summed)
 
 
-def uneven(block_n: int, columns: int) -> str | None:
-    """The complaint where block_n does not divide columns."""
+def uneven(block_n: int, block_k: int, columns: int, summed: int) -> str | None:
+    """The complaint where blocks do not divide products with [summed, columns]."""
     if columns % block_n:
         return f"block_n: {block_n} does not divide the {columns} columns of the result; use a smaller one"
+    if summed % block_k:
+        return f"block_k: {block_k} does not divide the {summed} columns summed; use a smaller one"
     return None
 
 
@@ -69,7 +75,12 @@ def accumulator(tiles: AbsorbTiles, dims: Dims) -> int:
 
 
 def shared_bytes(tiles: AbsorbTiles, dims: Dims) -> int:
-    """Both operands' blocks, one more in flight for a warp-group product, and the result on its way out."""
-    blocks = tiles.num_stages if on_wgmma(tiles.block_m, tiles.num_warps) else max(1, tiles.num_stages - 1)
-    operands = 2 * tiles.block_k * (tiles.block_m + tiles.block_n)
-    return max(blocks * operands, 2 * tiles.block_m * (tiles.block_n + 8))
+    """Both operands' blocks, and the result on its way out."""
+    return needed(tiles, dims.qk_nope_head_dim)
+
+
+def needed(tiles: AbsorbTiles | UpProjectTiles, summed: int) -> int:
+    """Shared memory: the pairs of blocks in flight, one more for a warp-group product, and one where there is one."""
+    stages = tiles.num_stages if on_wgmma(tiles.block_m, tiles.num_warps) else tiles.num_stages - 1
+    pairs = max(1, stages) if summed > tiles.block_k else 1
+    return max(pairs * 2 * tiles.block_k * (tiles.block_m + tiles.block_n), 2 * tiles.block_m * (tiles.block_n + 8))

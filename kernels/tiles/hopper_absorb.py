@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mlaprof.kernels.tiles.absorb import uneven
 from mlaprof.kernels.tiles.limits import SHARED_LIMIT_BYTES, STAGES, Dims
 
 TILE_M, TILE_N = 64, 128  # a group's tokens, and the columns that it multiplies at once
@@ -49,21 +50,19 @@ def widest(columns: int, summed: int) -> tuple[int, int, int, int] | None:
 
 
 def default(dims: Dims) -> HopperAbsorbTiles:
-    """Those of DeepSeek-V3.2's 128 columns without rotation."""
-    return choose(dims.kv_lora_rank, 128) or HopperAbsorbTiles(128, 64, 4, 2)
+    """Those that the launcher takes; where it takes none, the smallest."""
+    return choose(dims.kv_lora_rank, dims.qk_nope_head_dim) or HopperAbsorbTiles(128, 64, 4, 2)
 
 
 def problem(tiles: HopperAbsorbTiles, dims: Dims) -> str | None:
     """Why these tiles do not fit these dimensions."""
-    return misfit(tiles.block_n, tiles.block_k, tiles.num_stages, dims.kv_lora_rank, 128)
+    return misfit(tiles.block_n, tiles.block_k, tiles.num_stages, dims.kv_lora_rank, dims.qk_nope_head_dim)
 
 
 def misfit(block_n: int, block_k: int, num_stages: int, columns: int, summed: int) -> str | None:
     """The complaint about tiles of products with [summed, columns]."""
-    if columns % block_n:
-        return f"block_n: {block_n} does not divide the {columns} columns of the result; use a smaller one"
-    if summed % block_k:
-        return f"block_k: {block_k} does not divide the {summed} columns summed; use a smaller one"
+    if wrong := uneven(block_n, block_k, columns, summed):
+        return wrong
     chunks = summed // block_k
     least = chunks if block_n > TILE_N else min(2, chunks)
     if num_stages < least:
@@ -78,7 +77,7 @@ def accumulator(tiles: HopperAbsorbTiles, dims: Dims) -> int:
 
 def shared_bytes(tiles: HopperAbsorbTiles, dims: Dims) -> int:
     """The matrix, both groups' chunks, and their results on the way out."""
-    return needed(tiles.block_n, tiles.block_k, tiles.num_stages, 128)
+    return needed(tiles.block_n, tiles.block_k, tiles.num_stages, dims.qk_nope_head_dim)
 
 
 def needed(block_n: int, block_k: int, num_stages: int, summed: int) -> int:

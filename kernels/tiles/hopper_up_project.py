@@ -35,13 +35,13 @@ def choose(columns: int, summed: int) -> HopperUpProjectTiles | None:
 
 
 def default(dims: Dims) -> HopperUpProjectTiles:
-    """Those of DeepSeek-V3.2's 128 value columns."""
-    return choose(128, dims.kv_lora_rank) or HopperUpProjectTiles(128, 64, 4, 2)
+    """Those that the launcher takes; where it takes none, the smallest."""
+    return choose(dims.v_head_dim, dims.kv_lora_rank) or HopperUpProjectTiles(128, 64, 4, 2)
 
 
 def problem(tiles: HopperUpProjectTiles, dims: Dims) -> str | None:
     """Why these tiles do not fit these dimensions."""
-    return misfit(tiles.block_n, tiles.block_k, tiles.num_stages, 128, dims.kv_lora_rank)
+    return misfit(tiles.block_n, tiles.block_k, tiles.num_stages, dims.v_head_dim, dims.kv_lora_rank)
 
 
 def accumulator(tiles: HopperUpProjectTiles, dims: Dims) -> int:

@@ -23,6 +23,8 @@ class Dims:
     index_n_heads: int
     index_head_dim: int
     index_topk: int
+    qk_nope_head_dim: int = 128
+    v_head_dim: int = 128
 
 
 def padded_heads(num_heads: int) -> int:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mlaprof.kernels.tiles.absorb import BLOCK_K, BLOCK_M, BLOCK_N, divisor, part_width, uneven
-from mlaprof.kernels.tiles.limits import STAGES, WARPS, Dims, on_wgmma
+from mlaprof.kernels.tiles.absorb import BLOCK_K, BLOCK_M, BLOCK_N, divisor, needed, part_width, uneven
+from mlaprof.kernels.tiles.limits import STAGES, WARPS, Dims
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,12 @@ def choose(num_tokens: int, num_heads: int, columns: int, summed: int) -> UpProj
 
 def default(dims: Dims) -> UpProjectTiles:
     """Those of a prefill."""
-    return choose(4096, dims.num_heads, 128, dims.kv_lora_rank)
+    return choose(4096, dims.num_heads, dims.v_head_dim, dims.kv_lora_rank)
 
 
 def problem(tiles: UpProjectTiles, dims: Dims) -> str | None:
     """Why these tiles do not fit these dimensions."""
-    return uneven(tiles.block_n, 128)
+    return uneven(tiles.block_n, tiles.block_k, dims.v_head_dim, dims.kv_lora_rank)
 
 
 def accumulator(tiles: UpProjectTiles, dims: Dims) -> int:
@@ -50,7 +50,5 @@ def accumulator(tiles: UpProjectTiles, dims: Dims) -> int:
 
 
 def shared_bytes(tiles: UpProjectTiles, dims: Dims) -> int:
-    """Both operands' blocks, one more in flight for a warp-group product, and the result on its way out."""
-    blocks = tiles.num_stages if on_wgmma(tiles.block_m, tiles.num_warps) else max(1, tiles.num_stages - 1)
-    operands = 2 * tiles.block_k * (tiles.block_m + tiles.block_n)
-    return max(blocks * operands, 2 * tiles.block_m * (tiles.block_n + 8))
+    """Both operands' blocks, and the result on its way out."""
+    return needed(tiles, dims.kv_lora_rank)
