@@ -1,0 +1,72 @@
+"""Tiles of the Hopper form of sparse_attn for many tokens.
+
+Its blocks are fixed by what fits a multiprocessor: queries of 64 heads and two blocks of 64 gathered rows fill the
+shared memory, 64 x 512 sums the registers of two warp groups.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mlaprof.kernels.tiles.limits import NUM_SMS, Dims
+
+BLOCK_H = 64  # heads of a tile
+BLOCK_N = 64  # rows of a block
+KV_LORA_RANK, ROPE_DIM = 512, 64
+
+
+@dataclass(frozen=True)
+class SparseAttnHopperTiles:
+    """One tile: 64 heads of one token, over its selected rows 64 at a time.
+
+    persistent  1: a program a multiprocessor takes tile after tile, gathering for the next while it ends one;
+                0: a program a tile
+    """
+
+    persistent: int
+
+    @property
+    def num_warps(self) -> int:
+        """Those that accumulate; eight more score and four gather."""
+        return 8
+
+    def programs(self, num_tiles: int) -> int:
+        """Programs to launch for num_tiles tiles."""
+        return min(num_tiles, NUM_SMS) if self.persistent else num_tiles
+
+
+TILES = SparseAttnHopperTiles
+CHOICES = {"persistent": (0, 1)}
+LETTERS = {"persistent": "p"}
+
+
+def choose(num_tokens: int, num_heads: int, topk: int) -> SparseAttnHopperTiles:
+    """The default for a step: persistent whatever the shape, since a new program would wait for its first rows."""
+    return SparseAttnHopperTiles(persistent=1)
+
+
+def default(dims: Dims) -> SparseAttnHopperTiles:
+    """Those of a prefill."""
+    return choose(4096, dims.num_heads, dims.index_topk)
+
+
+def problem(tiles: SparseAttnHopperTiles, dims: Dims) -> str | None:
+    """Why these dimensions do not fit the form."""
+    if (dims.kv_lora_rank, dims.qk_rope_head_dim) != (KV_LORA_RANK, ROPE_DIM):
+        return (
+            f"kv_lora_rank: rows of {dims.kv_lora_rank} + {dims.qk_rope_head_dim} values are not "
+            f"{KV_LORA_RANK} + {ROPE_DIM}; use the portable form"
+        )
+    if dims.num_heads <= BLOCK_H // 2:
+        return f"num_heads: {dims.num_heads} of {BLOCK_H} rows a tile would work; use the portable form"
+    return None
+
+
+def accumulator(tiles: SparseAttnHopperTiles, dims: Dims) -> int:
+    """The mixed values of 64 heads."""
+    return BLOCK_H * KV_LORA_RANK
+
+
+def shared_bytes(tiles: SparseAttnHopperTiles, dims: Dims) -> int:
+    """Queries and two blocks of rows; then statistics a head, barriers, and room where the result changes hands."""
+    return 2 * (KV_LORA_RANK + ROPE_DIM) * (BLOCK_H + 2 * BLOCK_N) + 8192
