@@ -31,8 +31,8 @@ MAX_ROW_ERROR = 0.02  # worst row of |out - ref| / |ref|
 MAX_KEY_ERROR = 0.08  # of a cached index key: e4m3 keeps 3 bits, and an amax at a power of two may round either way
 MAX_TOPK_MISS = 0.05  # 1 - mean Jaccard of the selected sets; upstream's own decode test demands as much
 # With e4m3 activations in the projections: two values that differ by bf16's rounding fall into different codes, and a
-# row of codes is 0.026 from what was rounded. The oracle rounds, too, so that a layer is up to twice that from it: 0.053
-# at most of 12 layer checks (emulated, tiny and 1536 wide, 2026-11-23).
+# row of codes is 0.026 from what was rounded. The oracle rounds, too, so that a layer is up to twice that from it:
+# 0.053 at most of 12 layer checks (emulated, tiny and 1536 wide, 2026-11-23).
 MAX_FP8_ROW_ERROR = 0.08
 MAX_FP8_TOPK_MISS = 0.1
 SAMPLED_ROWS = 16

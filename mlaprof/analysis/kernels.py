@@ -24,7 +24,8 @@ class KernelCell:
     """
 
     kernel: str
-    shape: str
+    axes: Mapping[str, int]  # of the shape
+    shape: str  # the same as one word
     way: str
     provider: str
     version: str
@@ -101,6 +102,7 @@ def _cells(
         median_s = arm.device_s.estimate.median if arm else None
         yield KernelCell(
             kernel=point.kernel,
+            axes=point.shape,
             shape=point.shape_label,
             way=point.way,
             provider=point.provider,

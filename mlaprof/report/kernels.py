@@ -15,10 +15,11 @@ from rich.text import Text
 from mlaprof.analysis.kernels import KernelCell, KernelSummary
 from mlaprof.records import Manifest
 from mlaprof.report.columns import Column, markdown, print_columns
-from mlaprof.report.lines import keys_by_reason, print_wrapped, styled
+from mlaprof.report.lines import print_wrapped, styled
 from mlaprof.report.style import STATUS
 from mlaprof.report.units import plus_minus, significant, time_unit
 
+SHOWN_SHAPES = 3  # of those that one reason is about
 LEGEND = (
     "roofline: the least time by the ceilings of this run over the time taken; of gathered rows every gather counts, "
     "so the L2 may lift it above 100%. vs best other: speed over the fastest other provider of the same shape, paired "
@@ -33,10 +34,14 @@ def print_kernels(summary: KernelSummary, manifest: Manifest, console: Console) 
         cells = list(members)
         timed = [cell for cell in cells if cell.device_s]
         stamp = "EMULATED " if any(cell.emulated for cell in timed) else ""
-        print_wrapped(f"\n{stamp}{kernel} | {processor}", console, "bold")
+        title = " | ".join(part for part in (kernel, _constants(timed), processor) if part)
+        print_wrapped(f"\n{stamp}{title}", console, "bold")
         if timed:
             print_columns(kernel_columns(timed), console, instead=", or use --format csv")
-        _print_trouble(cells, console)
+        for status, text in _troubles(cells):
+            line = styled(STATUS[status], console)
+            line.append_text(Text(f" {text}", style="default"))
+            console.print(line)
     if any(cell.device_s for cell in summary.cells):
         print_wrapped(f"\n{LEGEND}", console, "bright_black")
     if text := ceilings(summary):
@@ -52,11 +57,14 @@ def print_kernels(summary: KernelSummary, manifest: Manifest, console: Console) 
 
 
 def kernel_columns(cells: Sequence[KernelCell]) -> list[Column]:
-    """A row a timed cell; the shape stands where it changes."""
+    """A row a timed cell; the sizes that differ among them, where they change."""
     unit = time_unit(cell.device_s.median for cell in cells if cell.device_s)
-    shapes = [cell.shape if not row or cells[row - 1].shape != cell.shape else "" for row, cell in enumerate(cells)]
+    first = [not row or cells[row - 1].shape != cell.shape for row, cell in enumerate(cells)]
     return [
-        Column("shape", 0, shapes, right=False),
+        *(
+            Column(axis, 0, [str(cell.axes[axis]) if new else "" for cell, new in zip(cells, first, strict=True)])
+            for axis in _varying(cells)
+        ),
         Column("provider", 0, [cell.way for cell in cells], right=False),
         Column(unit.name, 0, [unit.text(cell.device_s.median) if cell.device_s else "" for cell in cells]),
         Column("±", 5, [plus_minus(cell.device_s, "") if cell.device_s else "" for cell in cells]),
@@ -105,10 +113,11 @@ def kernels_markdown(summary: KernelSummary, manifest: Manifest) -> str:
     parts = [f"Single kernels on {manifest.environment.processor(manifest.device)}, run {manifest.run_id}"]
     for kernel, members in groupby(summary.cells, key=lambda cell: cell.kernel):
         cells = list(members)
-        parts.append(f"### {kernel}")
-        if timed := [cell for cell in cells if cell.device_s]:
+        timed = [cell for cell in cells if cell.device_s]
+        parts.append(" | ".join(part for part in (f"### {kernel}", _constants(timed)) if part))
+        if timed:
             parts.append(markdown(kernel_columns(timed)))
-        parts += [f"- {status}: {where}: {reason}" for status, reason, where in _troubles(cells)]
+        parts += [f"- {STATUS[status].word}: {text}" for status, text in _troubles(cells)]
     return "\n\n".join([*parts, ceilings(summary), LEGEND]) + "\n"
 
 
@@ -128,24 +137,34 @@ def _shapes(count: int) -> str:
     return "1 shape" if count == 1 else f"{count} shapes"
 
 
-def _print_trouble(cells: Sequence[KernelCell], console: Console) -> None:
-    for status, reason, where in _troubles(cells):
-        line = styled(STATUS[status], console)
-        line.append_text(Text(f" {where}: {reason}", style="default"))
-        console.print(line)
+def _varying(cells: Sequence[KernelCell]) -> list[str]:
+    """The axes of more than one size; the first where none is."""
+    axes = list(cells[0].axes)
+    return [axis for axis in axes if len({cell.axes[axis] for cell in cells}) > 1] or axes[:1]
 
 
-def _troubles(cells: Sequence[KernelCell]) -> list[tuple[str, str, str]]:
-    """(status, reason, cells) of what was not timed, the same reason once."""
-    found = []
-    for status in ("incorrect", "failed", "skipped"):
-        pairs = [
-            (cell.outcome.reason.split("\n")[0], f"{cell.way} at {cell.shape}")
-            for cell in cells
-            if cell.outcome.status == status
-        ]
-        found += [(status, reason, where) for reason, where in keys_by_reason(pairs).items()]
-    return found
+def _constants(cells: Sequence[KernelCell]) -> str:
+    """The sizes that all cells share, `k=2048, next_n=1`."""
+    if not cells:
+        return ""
+    shown = _varying(cells)
+    return ", ".join(f"{axis}={size}" for axis, size in cells[0].axes.items() if axis not in shown)
+
+
+def _troubles(cells: Sequence[KernelCell]) -> list[tuple[str, str]]:
+    """(status, `provider at these shapes: reason`) of what was not timed, the same reason once."""
+    shapes = {cell.shape for cell in cells}
+    found: dict[tuple[str, str, str], list[str]] = {}
+    for cell in cells:
+        if cell.outcome.status != "ok":
+            key = cell.outcome.status, cell.way, cell.outcome.reason.split("\n")[0]
+            found.setdefault(key, []).append(cell.shape)
+    told = []
+    for (status, way, reason), where in found.items():
+        more = f" and {len(where) - SHOWN_SHAPES} more" if len(where) > SHOWN_SHAPES else ""
+        places = "" if len(where) == len(shapes) else f" at {'; '.join(where[:SHOWN_SHAPES])}{more}"
+        told.append((status, f"{way}{places}: {reason}"))
+    return told
 
 
 def _cell(cell: KernelCell) -> dict[str, object]:
