@@ -16,6 +16,7 @@ INDEX_DIM = 128
 INDEX_BLOCK_BYTES = TOKENS_PER_BLOCK * (INDEX_DIM + 4)  # 64 rows of e4m3 codes, then their 64 fp32 scales
 FP8_MAX = 448.0  # largest finite e4m3
 AMAX_FLOOR = 1e-4  # keeps the scale of an all-zero row finite
+GROUP_AMAX_FLOOR = 1e-10  # the same for activations, whose scales are not rounded up
 SLICE_BYTES = 64 << 20  # size an fp32 intermediate may reach
 
 
@@ -225,6 +226,70 @@ def convert_indices(
     row = block * stride_factor + tokens % TOKENS_PER_BLOCK + layer_offset
     mapped = mapped & (block >= 0) & (row <= torch.iinfo(torch.int32).max)
     return torch.where(mapped, row, -1).int()
+
+
+def group_quant(x: Tensor, ue8m0: bool = False) -> tuple[Tensor, Tensor]:
+    """Quantise activations to e4m3 with one fp32 scale per 128 values of a row.
+
+    x [m, k] bf16, finite. Returns codes [m, k] e4m3 and scale [m, k / 128] fp32, column-major, a column at a multiple
+    of 4: scale = max(amax, 1e-10) / 448, with ue8m0 the power of two at or above it; codes = e4m3(x * (1 / scale)).
+    """
+    m, k = x.shape
+    groups = x.float().unflatten(1, (k // INDEX_DIM, INDEX_DIM))
+    amax = groups.abs().amax(-1).clamp(min=GROUP_AMAX_FLOOR)
+    if ue8m0:
+        bits = amax.view(torch.int32)
+        exponent = (bits >> 23) - 8 + ((bits & 0x7FFFFF) > 0x600000).int()
+        scale = (exponent << 23).view(torch.float32)
+    else:
+        # By a tensor: CUDA divides by a number through its reciprocal, which is off by a bit.
+        scale = amax / torch.full_like(amax, FP8_MAX)
+    inverse = torch.ones_like(scale) / scale
+    codes = (groups * inverse[..., None]).clamp(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn).flatten(1)
+    columns = torch.empty(scale.shape[1], -(-m // 4) * 4, dtype=torch.float32, device=x.device)
+    columns[:, :m] = scale.T
+    return codes, columns.T[:m]
+
+
+def block_gemm(a: Tensor, a_scale: Tensor, b: Tensor, b_scale: Tensor, *, out: Tensor | None = None) -> Tensor:
+    """Product of activations and transposed weights [m, n] bf16, both e4m3 with scales, summed in fp32.
+
+    a        [m, k]                       e4m3
+    a_scale  [m, k / 128]                 fp32   one per token and 128 of k
+    b        [n, k]                       e4m3
+    b_scale  [ceil(n / 128), k / 128]     fp32   one per 128 x 128 block
+    """
+    (m, k), n = a.shape, b.shape[0]
+    total = torch.zeros(m, n, dtype=torch.float32, device=a.device)
+    for block in range(k // INDEX_DIM):
+        part = slice(block * INDEX_DIM, (block + 1) * INDEX_DIM)
+        weight_scale = b_scale[:, block].repeat_interleave(INDEX_DIM)[:n]  # [n]
+        total += (a[:, part].float() @ b[:, part].float().T) * (a_scale[:, block, None] * weight_scale)
+    if out is None:
+        return total.bfloat16()
+    out.copy_(total)
+    return out
+
+
+def topk(logits: Tensor, starts: Tensor | None, ends: Tensor, k: int) -> Tensor:
+    """Request-local positions [n, k] int32 of the k largest logits of each row, in any order; the tail is -1.
+
+    logits  [n, width] fp32   -inf and NaN are never selected
+    starts  [n]        int32  first column of a row's request; None is column 0; below 0 counts as 0
+    ends    [n]        int32  a row chooses among the columns starts .. ends-1 that exist
+    """
+    n, width = logits.shape
+    found = torch.full((n, k), -1, dtype=torch.int32, device=logits.device)
+    if n == 0 or width == 0 or k == 0:
+        return found
+    column = torch.arange(width, device=logits.device)
+    first = torch.zeros_like(ends) if starts is None else starts.clamp(min=0)
+    inside = (column >= first[:, None]) & (column < ends[:, None])
+    values = torch.where(inside & ~logits.isnan(), logits, -torch.inf)
+    best = values.topk(min(k, width), dim=1)
+    local = best.indices.int() - first[:, None]
+    found[:, : best.indices.shape[1]] = torch.where(best.values > -torch.inf, local, -1)
+    return found
 
 
 def _index_cache_views(cache: Tensor) -> tuple[Tensor, Tensor]:
