@@ -20,12 +20,19 @@ from types import ModuleType
 from typing import Any
 
 from mlaprof.kernels.tiles import (
+    absorb,
+    block_gemm,
+    hopper_absorb,
+    hopper_block_gemm,
+    hopper_index_logits,
     hopper_paged_index_logits,
     hopper_topk,
+    hopper_up_project,
     index_logits,
     paged_index_logits,
     sparse_attn,
     topk,
+    up_project,
 )
 from mlaprof.kernels.tiles.index_logits import IndexLogitsTiles
 from mlaprof.kernels.tiles.limits import SHARED_LIMIT_BYTES, Dims, padded_heads
@@ -65,6 +72,13 @@ KERNELS: dict[str, ModuleType] = {
     "paged_index_logits@hopper": hopper_paged_index_logits,
     "topk": topk,
     "topk@hopper": hopper_topk,
+    "block_gemm": block_gemm,
+    "block_gemm@hopper": hopper_block_gemm,
+    "absorb": absorb,
+    "absorb@hopper": hopper_absorb,
+    "up_project": up_project,
+    "up_project@hopper": hopper_up_project,
+    "index_logits@hopper": hopper_index_logits,
 }
 MAX_ACCUMULATOR = (
     512  # fp32 values a thread: spills from about 255 on, but only beyond 512 does ptxas take 10 s and more
