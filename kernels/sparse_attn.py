@@ -19,8 +19,11 @@ from mlaprof.kernels.sparse_combine import combine, scratch
 from mlaprof.kernels.tiles import SparseAttnTiles
 from mlaprof.kernels.tiles import hopper_sparse_decode as decode
 from mlaprof.kernels.tiles import sparse_attn as plain
+from mlaprof.kernels.tiles import sparse_attn_hopper as prefill
 from mlaprof.kernels.tiles.hopper_sparse_decode import HopperSparseDecodeTiles
+from mlaprof.kernels.tiles.sparse_attn_hopper import SparseAttnHopperTiles
 
+Tiles = SparseAttnTiles | HopperSparseDecodeTiles | SparseAttnHopperTiles
 LOG2_E = 1.4426950408889634
 LN_2: tl.constexpr = tl.constexpr(0.6931471805599453)
 FP8_GROUP: tl.constexpr = tl.constexpr(128)  # latent values that share a scale in the fp8 cache
@@ -133,7 +136,7 @@ def sparse_attn(
     cache: Tensor,
     indices: Tensor,
     scale: float,
-    tiles: SparseAttnTiles | HopperSparseDecodeTiles | None = None,
+    tiles: Tiles | None = None,
     *,
     out: Tensor,
     lse: Tensor | None = None,
@@ -171,16 +174,11 @@ def sparse_attn(
     if num_tokens == 0 or num_heads == 0:
         return
     if tiles is None:
-        if is_hopper(q.device) and _beyond_hopper(q, cache, kv_lora_rank) is None:
-            tiles = decode.choose(num_tokens, num_heads, topk)
-        else:
-            tiles = plain.choose(num_tokens, num_heads, topk, fp8=fp8)
-    if isinstance(tiles, HopperSparseDecodeTiles):
+        tiles = _choose(q, cache, topk, kv_lora_rank)
+    if not isinstance(tiles, SparseAttnTiles):
         if wrong := _beyond_hopper(q, cache, kv_lora_rank):
             raise ValueError(wrong)
-        from mlaprof.kernels.hopper.sparse_decode import launch  # Gluon is of no use elsewhere
-
-        launch(q, cache, indices, scale, tiles, out=out, lse=lse, max_logits=max_logits)
+        _on_hopper(q, cache, indices, scale, tiles, out, lse, max_logits)
         return
     num_blocks = triton.cdiv(topk, tiles.block_n)
     blocks_per_split = triton.cdiv(num_blocks, tiles.num_splits)
@@ -227,6 +225,39 @@ def _check_fp8(cache: Tensor, latent_dim: int, kv_lora_rank: int) -> None:
         raise ValueError(f"cache: rows of {FP8_ROW_BYTES} bytes hold {FP8_LATENT} and {FP8_ROPE} values, got {got}")
     if cache.data_ptr() % 16 or cache.stride(0) % 16:
         raise ValueError(f"cache: expected rows at multiples of 16 bytes, got a row every {cache.stride(0)} bytes")
+
+
+def _choose(q: Tensor, cache: Tensor, topk: int, kv_lora_rank: int) -> Tiles:
+    num_tokens, num_heads, _ = q.shape
+    if not is_hopper(q.device) or _beyond_hopper(q, cache, kv_lora_rank):
+        return plain.choose(num_tokens, num_heads, topk, fp8=cache.dtype == torch.uint8)
+    if decode.pays(num_tokens, num_heads):
+        return decode.choose(num_tokens, num_heads, topk)
+    return prefill.choose(num_tokens, num_heads, topk)
+
+
+def _on_hopper(
+    q: Tensor,
+    cache: Tensor,
+    indices: Tensor,
+    scale: float,
+    tiles: HopperSparseDecodeTiles | SparseAttnHopperTiles,
+    out: Tensor,
+    lse: Tensor | None,
+    max_logits: Tensor | None,
+) -> None:
+    # Gluon is of no use elsewhere, so nothing imports it before it is needed.
+    if isinstance(tiles, HopperSparseDecodeTiles):
+        from mlaprof.kernels.hopper.sparse_decode import launch
+
+        launch(q, cache, indices, scale, tiles, out=out, lse=lse, max_logits=max_logits)
+        return
+    from mlaprof.kernels.hopper.sparse_attn import sparse_attn as launch_prefill
+
+    if (lse is None) != (max_logits is None):  # that form writes both or none
+        lse = torch.empty_like(max_logits) if lse is None and max_logits is not None else lse
+        max_logits = torch.empty_like(lse) if max_logits is None and lse is not None else max_logits
+    launch_prefill(q, cache, indices, scale, tiles, out=out, lse=lse, max_logits=max_logits)
 
 
 def _beyond_hopper(q: Tensor, cache: Tensor, kv_lora_rank: int) -> str | None:

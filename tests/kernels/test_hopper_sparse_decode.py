@@ -129,6 +129,24 @@ def test_full_size_on_the_gpu(tiles, num_tokens, num_heads, topk):
         assert bool((lse == -torch.inf).all()) and bool((largest == -torch.inf).all())
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("num_tokens,num_heads,stat", [(2, 16, "lse"), (70, 64, "lse"), (70, 64, "max_logits")])
+def test_launcher_finds_a_form_on_the_gpu(num_tokens, num_heads, stat):
+    """Without tiles either Hopper form may run, and either statistic may be asked for alone."""
+    q = torch.randn(num_tokens, num_heads, 576, device="cuda").bfloat16()
+    cache = torch.randn(4096, 576, device="cuda").bfloat16()
+    indices = torch.randint(-1, 4096, (num_tokens, 2048), device="cuda", dtype=torch.int32)
+    got = {name: torch.full(q.shape[:2], float("nan"), device="cuda") for name in ("lse", "max_logits")}
+    out, want = (torch.full((num_tokens, num_heads, 512), float("nan"), device="cuda").bfloat16() for _ in range(2))
+    sparse_attn(q, cache, indices, SCALE, out=out, **{stat: got[stat]})
+    reference.sparse_attn(q, cache, indices, SCALE, out=want)
+    assert mismatch(want, out, TOLERANCE[torch.bfloat16]) is None
+    rows = torch.where(indices[..., None] >= 0, cache[indices.long().clamp(min=0)], 0.0).float()
+    scores = torch.where(indices[:, None] >= 0, q.float() @ rows.mT * SCALE, -torch.inf)
+    expected = scores.logsumexp(-1) if stat == "lse" else scores.amax(-1)
+    assert mismatch(expected, got[stat], TOLERANCE[torch.bfloat16]) is None
+
+
 def test_misaligned_rows_are_refused():
     """16 bytes are copied at a time."""
     q = torch.zeros(1, 16, 576, dtype=torch.bfloat16)
