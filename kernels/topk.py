@@ -18,19 +18,7 @@ from mlaprof.kernels.tiles import hopper_topk as hopper_tiles
 from mlaprof.kernels.tiles import topk as plain_tiles
 from mlaprof.kernels.tiles.hopper_topk import HopperTopkTiles
 from mlaprof.kernels.tiles.topk import MAX_K, TopkTiles
-from mlaprof.kernels.topk_search import bracket, piece, pieces, sortable
-
-
-@triton.jit
-def window(starts_ptr, ends_ptr, row, width):
-    """The columns that a row chooses among, whatever its bounds say."""
-    start = 0
-    end = width
-    if starts_ptr is not None:
-        start = tl.minimum(tl.maximum(tl.load(starts_ptr + row), 0), width)
-    if ends_ptr is not None:
-        end = tl.minimum(tl.maximum(tl.load(ends_ptr + row), start), width)
-    return start, end
+from mlaprof.kernels.topk_search import bracket, named, order, piece, pieces, window
 
 
 @triton.jit
@@ -47,19 +35,6 @@ def _put(x, name, sure, maybe, bottom, top, row_out_ptr, between_ptr, c_top, k, 
         slot += c_top
         tl.store(row_out_ptr + slot.to(tl.uint32), name, mask=is_maybe & (slot < k))
     return sure + tl.sum(is_sure.to(tl.int32), 1), maybe + tl.sum(is_maybe.to(tl.int32), 1)
-
-
-@triton.jit
-def named(value, name):
-    """Both in one number."""
-    return (value.to(tl.int32, bitcast=True).to(tl.int64) << 32) | name.to(tl.int64)
-
-
-@triton.jit
-def order(pair):
-    """A number that is larger for the larger value, and of equal ones for the smaller name."""
-    value = (pair >> 32).to(tl.int32).to(tl.float32, bitcast=True)
-    return (sortable(value).to(tl.int64) << 32) | (0x7FFFFFFF - (pair & 0x7FFFFFFF))
 
 
 @triton.jit

@@ -1,4 +1,4 @@
-"""Where topk's kernels cut a row: two thresholds around the k-th largest element, with few elements between.
+"""Where both forms of topk cut a row: two thresholds around the k-th largest element, with few elements between.
 
 A normal distribution of the row's mean and deviation gives two thresholds around it, and counting the elements above
 each narrows them. No sort, no histogram, no atomics: equal inputs give equal outputs.
@@ -23,6 +23,31 @@ def sortable(value):
 def unsortable(key):
     """What sortable() made a key of."""
     return (key ^ ((key >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def named(value, name):
+    """Both in one number."""
+    return (value.to(tl.int32, bitcast=True).to(tl.int64) << 32) | name.to(tl.int64)
+
+
+@triton.jit
+def order(pair):
+    """A number that is larger for the larger value, and of equal ones for the smaller name."""
+    value = (pair >> 32).to(tl.int32).to(tl.float32, bitcast=True)
+    return (sortable(value).to(tl.int64) << 32) | (0x7FFFFFFF - (pair & 0x7FFFFFFF))
+
+
+@triton.jit
+def window(starts_ptr, ends_ptr, row, width):
+    """The columns that a row chooses among, whatever its bounds say."""
+    start = 0
+    end = width
+    if starts_ptr is not None:
+        start = tl.minimum(tl.maximum(tl.load(starts_ptr + row), 0), width)
+    if ends_ptr is not None:
+        end = tl.minimum(tl.maximum(tl.load(ends_ptr + row), start), width)
+    return start, end
 
 
 @triton.jit

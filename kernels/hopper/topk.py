@@ -10,8 +10,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
 from mlaprof.kernels.tiles.hopper_topk import HopperTopkTiles, few_rows
-from mlaprof.kernels.topk import named, order, window
-from mlaprof.kernels.topk_search import bracket
+from mlaprof.kernels.topk_search import bracket, named, order, window
 
 # Threads of the warp with a chosen element, before this one and in all.
 BALLOT = gl.constexpr("""{
