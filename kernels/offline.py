@@ -10,10 +10,20 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from mlaprof.kernels.cubin import read_cubin
+from mlaprof.kernels.head_product_source import HEAD_PRODUCTS, head_product_source
 from mlaprof.kernels.index_logits import KEY_BLOCKS_PER_PROGRAM, index_logits_kernel
 from mlaprof.kernels.paged_logits import LEAST_BATCH, TOKENS_PER_BLOCK, paged_index_logits_kernel
 from mlaprof.kernels.sparse_attn import sparse_attn_kernel
-from mlaprof.kernels.tiles import Dims, IndexLogitsTiles, SparseAttnTiles, Tiles, padded_heads, tiles_type
+from mlaprof.kernels.tiles import (
+    Dims,
+    IndexLogitsTiles,
+    SparseAttnTiles,
+    Tiles,
+    kernel_of,
+    padded_heads,
+    tiles_type,
+)
+from mlaprof.kernels.tiles.hopper_index_logits import HopperIndexLogitsTiles
 from mlaprof.kernels.tiles.hopper_paged_index_logits import HopperPagedIndexLogitsTiles
 
 WARP_SIZE = 32
@@ -46,6 +56,7 @@ _TYPES = {
         "logits_ptr": "*fp32",
     },
 }
+_TYPES["index_logits@hopper"] = _TYPES["index_logits"]
 _TYPES["paged_index_logits@hopper"] = _TYPES["paged_index_logits"]
 
 
@@ -68,23 +79,43 @@ def compile_resources(kernel: str, tiles: Tiles, dims: Dims, target: int = 90) -
     expected = tiles_type(kernel)
     if not isinstance(tiles, expected):
         raise ValueError(f"tiles: expected {expected.__name__} for {kernel}, got {type(tiles).__name__}")
-    function, constants, multiples = _specialisation(tiles, dims)
-    signature = {name: _TYPES[kernel].get(name, "i32") for name in function.arg_names}
-    signature |= dict.fromkeys(constants, "constexpr")
-    place = {name: (i,) for i, name in enumerate(function.arg_names)}
-    aligned = [name for name, kind in signature.items() if kind.startswith("*") or name in multiples]
+    source = head_product_source(tiles, dims) if kernel_of(kernel) in HEAD_PRODUCTS else _source(kernel, tiles, dims)
     compiled = triton.compile(
-        _source_type(kernel)(
-            fn=function,
-            signature=signature,
-            constexprs={place[name]: value for name, value in constants.items()},
-            attrs={place[name]: [["tt.divisibility", 16]] for name in aligned},
-        ),
+        source,
         target=GPUTarget("cuda", target, WARP_SIZE),
-        options={"num_warps": tiles.num_warps, "num_stages": tiles.num_stages},
+        options={"num_warps": _launched_warps(tiles), "num_stages": tiles.num_stages},
     )
     facts = read_cubin(compiled.asm["cubin"])
     return Resources(facts.registers, facts.stack_bytes, compiled.metadata.shared)
+
+
+def _source(kernel: str, tiles: Tiles, dims: Dims) -> Any:
+    function, constants, multiples = _specialisation(tiles, dims)
+    types = _TYPES[kernel] | _descriptor_types(tiles, dims)
+    signature = {name: types.get(name, "i32") for name in function.arg_names}
+    signature |= dict.fromkeys(constants, "constexpr")
+    place = {name: (i,) for i, name in enumerate(function.arg_names)}
+    aligned = [name for name, kind in signature.items() if kind.startswith("*") or name in multiples]
+    return _source_type(kernel)(
+        fn=function,
+        signature=signature,
+        constexprs={place[name]: value for name, value in constants.items()},
+        attrs={place[name]: [["tt.divisibility", 16]] for name in aligned},
+    )
+
+
+def _launched_warps(tiles: Tiles) -> int:
+    """Where warp groups have roles, those of the first; the kernel itself adds the others."""
+    first_group: int = 4 if isinstance(tiles, HopperIndexLogitsTiles) else tiles.num_warps
+    return first_group
+
+
+def _descriptor_types(tiles: Tiles, dims: Dims) -> dict[str, str]:
+    if not isinstance(tiles, HopperIndexLogitsTiles):
+        return {}
+    from mlaprof.kernels.hopper.index_logits import descriptor_types
+
+    return descriptor_types(dims.index_n_heads, tiles)
 
 
 def _source_type(kernel: str) -> Any:
@@ -123,6 +154,10 @@ def _specialisation(tiles: Tiles, dims: Dims) -> tuple[Any, dict[str, int | None
             "SPAN": tiles.block_n * KEY_BLOCKS_PER_PROGRAM,
         }
         return index_logits_kernel, constants, multiples | {"q_stride_n", "q_stride_h", "k_stride"}
+    if isinstance(tiles, HopperIndexLogitsTiles):
+        from mlaprof.kernels.hopper import index_logits as hopper
+
+        return hopper.index_logits_kernel, dict(hopper.constants(dims.index_n_heads, tiles)), multiples
     multiples |= {"q_stride_b", "q_stride_j", "q_stride_h"}
     constants = {"HEADS": heads, "NEXT_N": 1, "BATCH": LEAST_BATCH}
     if isinstance(tiles, HopperPagedIndexLogitsTiles):

@@ -22,10 +22,15 @@ CHOICES = {"block_q": (1, 2, 4, 8), "block_n": (16, 32, 64, 128, 256), "num_warp
 LETTERS = {"block_q": "q", "block_n": "n", "num_warps": "w", "num_stages": "s"}
 
 
+def choose(n: int, m: int, num_heads: int) -> IndexLogitsTiles:
+    """The default for n queries over m keys: 128 (query, head) pairs a program, two programs a multiprocessor."""
+    block_q = min(8, max(1, 128 // padded_heads(num_heads)))
+    return IndexLogitsTiles(block_q=block_q, block_n=128, num_warps=8, num_stages=3)
+
+
 def default(dims: Dims) -> IndexLogitsTiles:
-    """64 (query, head) pairs a program."""
-    block_q = max(1, 64 // padded_heads(dims.index_n_heads))
-    return IndexLogitsTiles(block_q=block_q, block_n=128, num_warps=4, num_stages=3)
+    """Those of a prefill."""
+    return choose(4096, 4096, dims.index_n_heads)
 
 
 def problem(tiles: IndexLogitsTiles, dims: Dims) -> str | None:

@@ -1,7 +1,9 @@
-"""Indexer logits: the kernel against the fp32 oracle at odd sizes and bounds."""
+"""Indexer logits: both forms against the fp32 oracle at odd sizes and bounds, and what the Hopper form compiles to."""
 
 from __future__ import annotations
 
+import logging
+import random
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,11 +12,15 @@ import torch
 from torch import Tensor
 
 from mlaprof.kernels import reference
+from mlaprof.kernels.index_logits import index_logits
+from mlaprof.kernels.offline import compile_resources
 from mlaprof.kernels.reference import TOLERANCE, mismatch
-from mlaprof.kernels.tiles import Dims, IndexLogitsTiles, default
+from mlaprof.kernels.tiles import Dims, IndexLogitsTiles, hopper_index_logits
+from mlaprof.kernels.tiles.hopper_index_logits import HopperIndexLogitsTiles
+from mlaprof.kernels.work.index_logits import index_logits as work
 
 TILES = IndexLogitsTiles(block_q=2, block_n=32, num_warps=4, num_stages=2)
-INT_MAX = 2**31 - 1
+INT_MIN, INT_MAX = -(2**31), 2**31 - 1
 NAN_BYTE = 0x7F  # an e4m3 NaN; four of them make a NaN fp32 too
 
 
@@ -41,7 +47,9 @@ class Case:
 
 def make_case(n: int = 5, m: int = 77, num_heads: int = 8) -> Case:
     """Causal bounds: query i sees keys 0 .. m - n + i."""
-    g = torch.Generator().manual_seed(n * 1000 + m + num_heads)
+    seed = random.randrange(2**31)
+    logging.getLogger(__name__).warning("seed %d", seed)
+    g = torch.Generator().manual_seed(seed)
     return Case(
         q=random_codes(g, n, num_heads, 128),
         k=random_codes(g, m, 128),
@@ -52,10 +60,17 @@ def make_case(n: int = 5, m: int = 77, num_heads: int = 8) -> Case:
     )
 
 
-def check(launch: Any, case: Case, tiles: IndexLogitsTiles = TILES) -> Tensor:
-    got = launch("index_logits.index_logits", *case.operands(), tiles)
-    assert mismatch(reference.index_logits(*case.operands()), got, TOLERANCE[torch.float32]) is None
-    return got
+def compare(case: Case, got: Tensor) -> Tensor:
+    """Which scores are seen [n, m]; they are the oracle's, and all others still hold the NaN of fresh memory."""
+    want = reference.index_logits(*case.operands())
+    seen = want != -torch.inf
+    assert torch.isnan(got[~seen]).all()
+    assert mismatch(want, torch.where(seen, got, -torch.inf), TOLERANCE[torch.float32]) is None
+    return seen
+
+
+def check(launch: Any, case: Case, tiles: IndexLogitsTiles | None = TILES) -> Tensor:
+    return compare(case, launch("index_logits.index_logits", *case.operands(), tiles))
 
 
 @pytest.mark.parametrize("num_heads", [4, 8, 16, 24, 64], ids="{} heads".format)
@@ -77,20 +92,28 @@ def test_every_tile_gives_the_same_answer(launch, tiles):
 
 
 def test_packed_requests(launch):
-    """Bounds of several requests packed on one key axis; what a query does not own is -inf."""
+    """Bounds of several requests packed on one key axis; what a query does not own is not touched."""
     case = make_case(7, 7)
     case.ks = torch.tensor([0, 0, 0, 3, 3, 3, 3], dtype=torch.int32)
     case.ke = torch.tensor([1, 2, 3, 4, 5, 6, 7], dtype=torch.int32)
-    got = check(launch, case)
-    assert torch.isinf(got).sum() == 7 * 7 - (1 + 2 + 3 + 1 + 2 + 3 + 4)
+    assert check(launch, case).sum() == 1 + 2 + 3 + 1 + 2 + 3 + 4
+
+
+def hostile_bounds(n: int, m: int) -> tuple[Tensor, Tensor]:
+    """Every kind of bound with every other, as far as n rows reach."""
+    kinds = [INT_MIN, -1, 0, 1, 20, m // 2, m - 1, m, m + 1, INT_MAX]
+    pairs = torch.cartesian_prod(torch.tensor(kinds), torch.tensor(kinds))[torch.randperm(100)]
+    chosen = pairs.repeat(-(-n // 100), 1)[:n].int()
+    return chosen[:, 0].contiguous(), chosen[:, 1].contiguous()
 
 
 def test_hostile_bounds(launch):
     """Bounds beyond the keys, reversed, negative and empty ones are cut to the keys there are."""
-    case = make_case(6, 200)
-    case.ks = torch.tensor([-5, 0, 150, 199, 200, 90], dtype=torch.int32)
-    case.ke = torch.tensor([3, INT_MAX, 20, 200, 400, 91], dtype=torch.int32)
+    case = make_case(10, 200)
+    case.ks, case.ke = hostile_bounds(10, 200)
     check(launch, case)
+    case.ks, case.ke = torch.full_like(case.ks, INT_MAX), torch.full_like(case.ke, INT_MIN)
+    assert not check(launch, case).any()
 
 
 def test_unseen_keys_may_be_nan(launch):
@@ -120,7 +143,13 @@ def test_strided_inputs(launch):
 def test_nothing_to_score(launch, n, m):
     """An empty side gives an empty result."""
     case = make_case(n, m)
-    assert launch("index_logits.index_logits", *case.operands(), TILES).shape == (n, m)
+    assert launch("index_logits.index_logits", *case.operands()).shape == (n, m)
+
+
+def test_rows_are_whole_sectors_apart(launch):
+    """The result is [n, m], in memory whose rows start at multiples of 32 bytes."""
+    got = launch("index_logits.index_logits", *make_case(3, 41).operands(), None)
+    assert got.shape == (3, 41) and got.stride() == (48, 1)
 
 
 def test_wrong_operand_is_named(launch):
@@ -156,12 +185,56 @@ def test_oracle_by_hand():
     assert got.tolist() == [[6 * 10 * 0.5, 4 * 100 * 2.0]]
 
 
-@pytest.mark.gpu
-@pytest.mark.parametrize("n,m,num_heads", [(1, 5000, 64), (513, 4097, 64), (300, 8192, 32)])
-def test_full_size_on_the_gpu(n, m, num_heads):
-    """The models' own sizes with their default tiles."""
-    from mlaprof.kernels.index_logits import index_logits
+def test_hopper_form_refuses_what_it_cannot_take():
+    """Too many heads and rows that a bulk copy cannot start at are named, with the form that takes them."""
+    tiles = HopperIndexLogitsTiles(128, 16, 4, 1)
+    with pytest.raises(ValueError, match=r"q: 65 heads exceed the 64 .*; use the portable form"):
+        index_logits(*make_case(num_heads=65).operands(), tiles)
+    case = make_case()
+    case.k = torch.empty(77, 136).to(torch.float8_e4m3fn)[:, :128]
+    with pytest.raises(ValueError, match=r"k: rows do not start at multiples of 16 bytes.*; use the portable form"):
+        index_logits(*case.operands(), tiles)
 
-    operands = [x.cuda() for x in make_case(n, m, num_heads).operands()]
-    got = index_logits(*operands, default("index_logits", Dims(16, 512, 64, num_heads, 128, 2048)))
-    assert mismatch(reference.index_logits(*operands), got, TOLERANCE[torch.float32]) is None
+
+def test_hopper_form_fits_its_estimate():
+    """Without a GPU: a thread's scores and weights stay in registers, and shared memory is what was estimated."""
+    dims = Dims(128, 512, 64, 64, 128, 2048)
+    tiles = hopper_index_logits.default(dims)
+    got = compile_resources("index_logits@hopper", tiles, dims)
+    assert got.stack_bytes == 0
+    assert got.shared_bytes <= hopper_index_logits.shared_bytes(tiles, dims) <= got.shared_bytes + 1024
+
+
+def test_work_of_a_launch():
+    """By hand: 3 queries of 2 heads over 5 keys, all of them or 3, 4 and 5."""
+    assert work(3, 5, index_n_heads=2).flops == 15 * 2 * 256
+    assert work(3, 5, causal=1, index_n_heads=2).flops == 12 * 2 * 256
+    assert work(3, 5, causal=1, index_n_heads=2).bytes == 3 * 2 * 132 + 5 * 132 + 12 * 4
+
+
+def on_gpu(case: Case, tiles: Any) -> None:
+    there = Case(*(x.cuda() for x in case.operands()))
+    torch.use_deterministic_algorithms(True)
+    try:
+        got = index_logits(*there.operands(), tiles)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    compare(there, got)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("tiles", [None, IndexLogitsTiles(2, 128, 8, 3), HopperIndexLogitsTiles(64, 16, 6, 3)], ids=str)
+@pytest.mark.parametrize("n,m,num_heads", [(1, 5000, 64), (513, 4097, 64), (300, 8192, 32), (77, 3000, 24)])
+def test_full_size_on_the_gpu(n, m, num_heads, tiles):
+    """The models' own sizes, by the default of this GPU and by either form."""
+    on_gpu(make_case(n, m, num_heads), tiles)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("tiles", [None, HopperIndexLogitsTiles(256, 16, 3, 2)], ids=str)
+@pytest.mark.parametrize("n,m", [(100, 1000), (9000, 300)])
+def test_hostile_bounds_on_the_gpu(n, m, tiles):
+    """Groups of rows with nothing in common, empty rows between full ones, and more rows than are read at a time."""
+    case = make_case(n, m, 64)
+    case.ks, case.ke = hostile_bounds(n, m)
+    on_gpu(case, tiles)
