@@ -33,7 +33,8 @@ ROPE = gl.constexpr(64)
 KEYS = gl.constexpr(BLOCK)  # rows of a block
 GATHER_WARPS = gl.constexpr(4)
 GATHER_REGISTERS = gl.constexpr(56)
-# The meeting of a role's threads; Triton 3.7 renames it.
+# Triton 3.9 gave the copy a new name, 3.7 the meeting of a role's threads.
+_copy_async = getattr(async_copy, "async_load", None) or async_copy.async_copy_global_to_shared
 _meet = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier
 
 
@@ -42,7 +43,7 @@ def _copy(smem, rows, there, first: gl.constexpr, width: gl.constexpr, layout: g
     """Columns first .. first + width - 1 of these rows; zeros where a row is not there, and nothing is read."""
     column = first + gl.arange(0, width, gl.SliceLayout(0, layout))
     mask = there[:, None] & (column >= 0)[None, :]
-    async_copy.async_copy_global_to_shared(smem, rows[:, None] + column[None, :], mask=mask)
+    _copy_async(smem, rows[:, None] + column[None, :], mask=mask)
 
 
 @gluon.jit

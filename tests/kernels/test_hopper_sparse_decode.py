@@ -29,6 +29,7 @@ def test_compiles_for_hopper(tiles):
     """Warp-group products, everything in registers, shared memory within its estimate and the limit."""
     from triton.experimental.gluon._runtime import GluonASTSource
 
+    from mlaprof.kernels.hopper.sparse_decode import MAX_REGISTERS
     from mlaprof.kernels.hopper.sparse_decode import sparse_decode_kernel as kernel
 
     constants = {"HEADS": tiles.block_h, "STATS": 1}
@@ -46,7 +47,7 @@ def test_compiles_for_hopper(tiles):
             attrs={place[name]: [["tt.divisibility", 16]] for name in aligned},
         ),
         target=GPUTarget("cuda", 90, 32),
-        options={"num_warps": tiles.num_warps},
+        options={"num_warps": tiles.num_warps, "maxnreg": MAX_REGISTERS[tiles.block_h]},
     )
     assert re.search(rf"wgmma\.mma_async\S+m64n{tiles.block_h}k16", compiled.asm["ptx"])
     assert read_cubin(compiled.asm["cubin"]).stack_bytes == 0
