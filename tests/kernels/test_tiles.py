@@ -134,7 +134,7 @@ def test_shared_memory_limit_is_the_callers():
 def test_space_is_legal_without_repeats_and_holds_the_default(kernel, dims):
     """Everything a search may try, once."""
     found = list(space(kernel, dims))
-    assert len(found) == len(set(found)) > 20
+    assert len(found) == len(set(found)) > 3
     assert default(kernel, dims) in found
     assert all(illegal(kernel, as_values(each), dims) is None for each in found)
 
