@@ -432,7 +432,10 @@ def test_a_run_of_an_older_schema_is_shown_and_not_resumed(mlaprof: Mlaprof, che
     answer = mlaprof("sweep", "--resume", path, "--dry-run")
 
     assert answer.code == 2
-    assert f"schema 1, this one writes {store.SCHEMA_VERSION}" in answer.complaint and "start a new run" in answer.complaint
+    assert (
+        f"schema 1, this one writes {store.SCHEMA_VERSION}" in answer.complaint
+        and "start a new run" in answer.complaint
+    )
     assert mlaprof("show", path).code == 0
     assert path.read_bytes() == before
 

@@ -211,7 +211,8 @@ def _through_groups(x: Tensor) -> Tensor:
     """What survives the activations' quantiser: groups of 128, amax / 448 for a scale, e4m3, and back."""
     groups = x.unflatten(-1, (-1, 128))
     scale = groups.abs().amax(-1, keepdim=True).clamp_min(1e-10) / 448.0
-    return ((groups / scale).to(torch.float8_e4m3fn).float() * scale).flatten(-2)
+    codes: Tensor = (groups / scale).to(torch.float8_e4m3fn)
+    return (codes.float() * scale).flatten(-2)
 
 
 def _as_it_is(x: Tensor) -> Tensor:

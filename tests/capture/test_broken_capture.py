@@ -127,9 +127,11 @@ def test_the_operators_of_each_graph_are_named(graphs, x, batch):
     batch.num_tokens = 7
     steps, _ = graphs.capture_broken(lambda: layers(x), ATTEND)
     first, _, second, _, third = steps
-    assert first.ops == ("aten::mul.Tensor", "aten::sigmoid", "aten::zeros_like")
-    assert second.ops == ("aten::relu", "aten::add.Tensor", *first.ops)
-    assert third.ops == ("aten::relu", "aten::add.Tensor")
+    # A real capture is watched above the dispatcher, where an overload is not chosen yet.
+    mul, add = ("aten::mul.Tensor", "aten::add.Tensor") if graphs.emulated else ("aten::mul", "aten::add")
+    assert first.ops == (mul, "aten::sigmoid", "aten::zeros_like")
+    assert second.ops == ("aten::relu", add, *first.ops)
+    assert third.ops == ("aten::relu", add)
     for graph in (first, second, third):
         assert graph.nodes.total == len(graph.ops)
         assert graph.capture_s > 0
@@ -137,8 +139,9 @@ def test_the_operators_of_each_graph_are_named(graphs, x, batch):
 
 
 def test_an_operator_that_returns_a_tensor_is_refused(graphs, x):
-    """A later graph would go on reading the first one."""
-    for op, call in (("toy::fresh", torch.ops.toy.fresh), ("aten::exp", torch.exp)):
+    """A later graph would go on reading the first one. Of torch's own functions, only the emulation sees an operator."""
+    own = [("aten::exp", torch.exp)] if graphs.emulated else []
+    for op, call in (("toy::fresh", torch.ops.toy.fresh), *own):
         with pytest.raises(CaptureError, match=f"{op} stays eager and hands its result to what follows") as caught:
             graphs.capture_broken(lambda call=call: call(x * 2) + 1, [op])
         assert caught.value.op == op

@@ -79,8 +79,13 @@ def _launch_on_gpu(name: str, *args: Any, **kwargs: Any) -> Any:
         if isinstance(old, Tensor):
             old.copy_(new)
     if isinstance(outcome, tuple):
-        return tuple(each.cpu() for each in outcome)
-    return outcome.cpu() if isinstance(outcome, Tensor) else outcome
+        return tuple(_to_cpu(each) for each in outcome)
+    return _to_cpu(outcome) if isinstance(outcome, Tensor) else outcome
+
+
+def _to_cpu(x: Tensor) -> Tensor:
+    """A copy with the same strides: Tensor.cpu() would make padded rows dense."""
+    return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype).copy_(x)
 
 
 def _to_gpu(value: Any) -> Any:
