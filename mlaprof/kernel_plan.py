@@ -1,4 +1,4 @@
-"""A kernel study as jobs: one process a kernel, again for each of measure.processes."""
+"""A kernel study as jobs: one for each of measure.processes, all of which do the same."""
 
 from __future__ import annotations
 
@@ -27,21 +27,19 @@ class KernelPlan:
 
 
 def expand_kernels(study: KernelStudy, device: Device) -> KernelPlan:
-    """All work of a kernel study: the ceilings of the GPU first and last, the kernels in the order of the study.
+    """All work of a kernel study: on a GPU its ceilings first, then the kernels in the order of the study.
 
-    The chip's clock moves with its load, so a rate means most beside the ceilings of the same run.
+    A rate means little without the ceilings of the same run: one card differs from the next.
     """
     kernels = dict(study.kernels)
     if device == "cuda":
         ceilings = {name: _CEILING for name in kernel_shapes.CEILINGS if name not in kernels}
         kernels = {**ceilings, **kernels}
-    every = {name: tuple(_points(study, name, sweep)) for name, sweep in kernels.items()}
+    points = tuple(point for name, sweep in kernels.items() for point in _points(study, name, sweep))
     return KernelPlan(
         tuple(
             KernelJob(process=process, device=device, seed=study.seed, measure=study.measure, points=points)
             for process in range(study.measure.processes)
-            for points in every.values()
-            if points
         )
     )
 

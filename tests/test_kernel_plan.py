@@ -25,7 +25,7 @@ STUDY = KernelStudy(
 
 def test_a_cell_has_every_provider_tile_and_launch_adjacent():
     """What is compared with one another is timed in the same rounds."""
-    first, *_ = expand_kernels(STUDY, "cpu").jobs
+    first, _ = expand_kernels(STUDY, "cpu").jobs
     shape = "num_tokens=1,num_rows=64,num_heads=16,topk=2048,fp8_cache=0,next_n=1,num_requests=1"
     assert [point.key for point in first.points][:6] == [
         f"sparse_attn/{shape}/{way}"
@@ -38,22 +38,17 @@ def test_a_cell_has_every_provider_tile_and_launch_adjacent():
             "torch@graph",
         )
     ]
-    assert {point.shape["num_tokens"] for point in first.points[6:]} == {2}
+    assert {point.shape["num_tokens"] for point in first.points[6:12]} == {2}
 
 
-def test_a_process_a_kernel_and_all_of_them_again_for_each_repetition():
-    jobs = expand_kernels(STUDY, "cpu").jobs
-    assert [(job.process, job.points[0].kernel) for job in jobs] == [
-        (0, "sparse_attn"),
-        (0, "copy"),
-        (1, "sparse_attn"),
-        (1, "copy"),
-    ]
+def test_every_process_does_the_same():
+    one, other = expand_kernels(STUDY, "cpu").jobs
+    assert (one.process, other.process) == (0, 1) and one.points == other.points
 
 
 def test_a_gpu_run_measures_its_ceilings_unless_the_study_does():
     """A rate means little without them; an emulated run has no use for them."""
-    kernels = [job.points[0].kernel for job in expand_kernels(STUDY, "cuda").jobs if job.process == 0]
-    assert kernels == ["matmul_bf16", "matmul_fp8", "sparse_attn", "copy"]
+    kernels = [point.kernel for point in expand_kernels(STUDY, "cuda").jobs[0].points]
+    assert list(dict.fromkeys(kernels)) == ["matmul_bf16", "matmul_fp8", "sparse_attn", "copy"]
     assert len(expand_kernels(STUDY, "cpu")) == 2 * 14
     assert len(set(expand_kernels(STUDY, "cuda").planned)) == len(expand_kernels(STUDY, "cuda"))

@@ -83,7 +83,7 @@ def test_a_dry_run_lists_the_plan_and_writes_nothing(tmp_path):
     assert answer.exit_code == 0
     first, *_, last = answer.stdout.splitlines()
     assert first == "kernel topk/num_rows=1,width=300,k=64/torch"
-    assert last == "6 measurements in 1 worker processes; nothing was run"
+    assert last == "6 measurements in 1 worker process; nothing was run"
     assert list(tmp_path.iterdir()) == [tmp_path / "few.yaml"]
 
 

@@ -62,7 +62,8 @@ def kernels(
         for kind, key, process in plan.planned:
             if process == 0:
                 print_line(f"{kind} {key}", out)
-        print_line(f"{len(plan)} measurements in {len(plan.jobs)} worker processes; nothing was run", out)
+        workers = "1 worker process" if len(plan.jobs) == 1 else f"{len(plan.jobs)} worker processes"
+        print_line(f"{len(plan)} measurements in {workers}; nothing was run", out)
         return
     if not shared_gpu:
         require_gpu_alone(chosen)
