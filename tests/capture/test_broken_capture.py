@@ -139,7 +139,7 @@ def test_the_operators_of_each_graph_are_named(graphs, x, batch):
 
 
 def test_an_operator_that_returns_a_tensor_is_refused(graphs, x):
-    """A later graph would go on reading the first one. Of torch's own functions, only the emulation sees an operator."""
+    """A later graph would go on reading the first one. Only the emulation sees the operators of torch itself."""
     own = [("aten::exp", torch.exp)] if graphs.emulated else []
     for op, call in (("toy::fresh", torch.ops.toy.fresh), *own):
         with pytest.raises(CaptureError, match=f"{op} stays eager and hands its result to what follows") as caught:
