@@ -32,9 +32,8 @@ MAX_KEY_ERROR = 0.08  # of a cached index key: e4m3 keeps 3 bits, and an amax at
 MAX_TOPK_MISS = 0.05  # 1 - mean Jaccard of the selected sets; upstream's own decode test demands as much
 # With e4m3 activations in the projections: two values that differ by bf16's rounding fall into different codes, and a
 # row of codes is 0.026 from what was rounded. The oracle rounds, too, so that a layer is up to twice that from it:
-# 0.053 at most of 12 layer checks (emulated, tiny and 1536 wide, 2026-11-23).
+# 0.053 at most of 12 layer checks (emulated, tiny and 1536 wide), 0.049 of 4 on an H100 (V3.2 TP1; both 2026-11-23).
 MAX_FP8_ROW_ERROR = 0.08
-MAX_FP8_TOPK_MISS = 0.1
 SAMPLED_ROWS = 16
 
 
@@ -111,9 +110,8 @@ def against_oracle(
         checks.append(check("index keys written", _worst_row(expected.index_k, index_k), MAX_KEY_ERROR))
     if choosing := [row for row in rows if row >= dense_tokens]:
         own = reference.attention(weights, shape, hidden, histories, rows=choosing, fp8_activations=fp8)
-        miss = MAX_FP8_TOPK_MISS if fp8 else MAX_TOPK_MISS
         overlap = [_jaccard(a, selected[row]) for row, a in zip(own.rows, own.topk, strict=True)]
-        checks.append(check("top-k sets missing vs oracle", 1.0 - sum(overlap) / len(overlap), miss))
+        checks.append(check("top-k sets missing vs oracle", 1.0 - sum(overlap) / len(overlap), MAX_TOPK_MISS))
     return tuple(checks)
 
 

@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[1]
 REFERENCE = ROOT / "results" / "reference"
 RUNS = sorted(REFERENCE.glob("*/run.mlaprof"))
 CAPTURE = REFERENCE / "capture-h100"
+LAYER = REFERENCE / "layer-h100"
 CAPTURE_RUNS = sorted(CAPTURE.glob("*.mlaprof"))
 OF_A_SIZE = (
     "outcome",
@@ -89,12 +90,35 @@ def test_the_readme_quotes_the_prefill_run():
     """Each number of the table, to the digits it is written with."""
     number = r" ([\d.]+) \|"
     rows = re.findall(rf"^\| (\d+) \|{number * 8}$", (ROOT / "README.md").read_text(), re.M)
-    found = cells(CAPTURE / "v3.2-tp8-prefill.mlaprof")
+    found = cells(LAYER / "v3.2-tp8-prefill.mlaprof")
     assert len(rows) >= 5
     for tokens, *numbers in rows:
         pairs = zip(numbers[0::2], numbers[1::2], strict=True)
         for mode, pair in zip(("monolithic_eager", "split_piecewise", "breakable", "full"), pairs, strict=True):
             assert pair == quoted(pair[0], found[int(tokens), mode])
+
+
+@pytest.mark.parametrize("path", sorted(LAYER.glob("*.mlaprof")), ids=lambda path: path.stem)
+def test_the_layer_runs_are_of_a_gpu_and_a_commit_and_every_cell_was_proven(path):
+    run = store.load(path)
+    assert (
+        run.manifest.device == "cuda" and run.manifest.environment.git_commit and not run.manifest.environment.git_dirty
+    )
+    assert f"| `{path.name}` | `{' '.join(run.manifest.command)}`" in (REFERENCE / "README.md").read_text()
+    for found in run.measurements:
+        assert found.outcome.status == "ok" and not found.emulated and all(check.passed for check in found.checks)
+        assert found.kind != "timing" or found.checks
+
+
+def test_the_readme_tells_what_fp8_projections_are_worth():
+    """Milliseconds of one layer at 4096 tokens, of runs of two."""
+    bf16, fp8 = (
+        cells(LAYER / f"{name}.mlaprof")[4096, "monolithic_eager"]
+        for name in ("v3.2-prefill", "v3.2-prefill-fp8_block")
+    )
+    one = [f"{cell.device_s.median * 1e3 / 2:.1f} ms" for cell in (bf16, fp8) if cell.device_s]
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    assert f"takes {one[0]} at 4096 tokens, and {one[1]} with its four large projections" in readme
 
 
 def test_the_page_on_capture_quotes_the_same_run():
