@@ -17,13 +17,13 @@ from mlaprof.kernels.checks import check_tensor
 from mlaprof.kernels.device import is_hopper
 from mlaprof.kernels.sparse_combine import combine, scratch
 from mlaprof.kernels.tiles import SparseAttnTiles
+from mlaprof.kernels.tiles import hopper_sparse_attn as prefill
 from mlaprof.kernels.tiles import hopper_sparse_decode as decode
 from mlaprof.kernels.tiles import sparse_attn as plain
-from mlaprof.kernels.tiles import sparse_attn_hopper as prefill
+from mlaprof.kernels.tiles.hopper_sparse_attn import HopperSparseAttnTiles
 from mlaprof.kernels.tiles.hopper_sparse_decode import HopperSparseDecodeTiles
-from mlaprof.kernels.tiles.sparse_attn_hopper import SparseAttnHopperTiles
 
-Tiles = SparseAttnTiles | HopperSparseDecodeTiles | SparseAttnHopperTiles
+Tiles = SparseAttnTiles | HopperSparseDecodeTiles | HopperSparseAttnTiles
 LOG2_E = 1.4426950408889634
 LN_2: tl.constexpr = tl.constexpr(0.6931471805599453)
 FP8_GROUP: tl.constexpr = tl.constexpr(128)  # latent values that share a scale in the fp8 cache
@@ -241,7 +241,7 @@ def _on_hopper(
     cache: Tensor,
     indices: Tensor,
     scale: float,
-    tiles: HopperSparseDecodeTiles | SparseAttnHopperTiles,
+    tiles: HopperSparseDecodeTiles | HopperSparseAttnTiles,
     out: Tensor,
     lse: Tensor | None,
     max_logits: Tensor | None,

@@ -226,4 +226,6 @@ def kernel_dims(shape: LayerShape) -> Dims:
         index_n_heads=shape.index_n_heads,
         index_head_dim=shape.index_head_dim,
         index_topk=shape.index_topk,
+        qk_nope_head_dim=shape.qk_nope_head_dim,
+        v_head_dim=shape.v_head_dim,
     )

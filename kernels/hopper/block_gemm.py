@@ -19,6 +19,7 @@ from mlaprof.kernels.tiles.limits import NUM_SMS
 
 TMA_BYTES = 16  # addresses and strides that the TMA unit takes are multiples of this
 ADD_VALUES = 1024  # values that one program of the second launch adds up
+FIRST_WARPS = 4  # of the group that loads; those that multiply come beside it
 # More of ptxas moves the sums of one product behind the next, and then has no registers for both.
 PTXAS_LEVEL = "-O1"
 
@@ -39,9 +40,12 @@ def _describe(
     address: int, dtype: torch.dtype, shape: tuple[int, ...], strides: tuple[int, ...], box: tuple[int, ...]
 ) -> Any:
     """A descriptor: a pure value of the address and the shape, made once for a weight."""
+    return TensorDescriptor(_Address(address, dtype), list(shape), list(strides), list(box), _layout(dtype, box))
+
+
+def _layout(dtype: torch.dtype, box: tuple[int, ...]) -> gl.NVMMASharedLayout:
     swizzle = 0 if dtype == torch.float32 else 128
-    layout = gl.NVMMASharedLayout(swizzle_byte_width=swizzle, element_bitwidth=8 * dtype.itemsize, rank=len(box))
-    return TensorDescriptor(_Address(address, dtype), list(shape), list(strides), list(box), layout)
+    return gl.NVMMASharedLayout(swizzle_byte_width=swizzle, element_bitwidth=8 * dtype.itemsize, rank=len(box))
 
 
 def _rows(x: Tensor, box: tuple[int, int]) -> Any:
@@ -89,7 +93,7 @@ def _launch_wide(
         BLOCK_N=block_n,
         STAGES=tiles.num_stages,
         OUT_N=out_columns(tiles),
-        num_warps=4,
+        num_warps=FIRST_WARPS,
         ptx_options=PTXAS_LEVEL,
     )
 
@@ -124,3 +128,19 @@ def _launch_stream(
         add_parts_kernel[(triton.cdiv(m * n, ADD_VALUES),)](
             parts, out, n, m * n, out.stride(0), SPLITS=splits, BLOCK=ADD_VALUES, num_warps=4, launch_pdl=True
         )
+
+
+def descriptor_types(tiles: HopperBlockGemmTiles) -> dict[str, str]:
+    """How the compiler spells the types of the descriptors that launch() makes."""
+
+    def descriptor(kind: str, dtype: torch.dtype, *box: int) -> str:
+        return f"tensordesc<{kind}{list(box)},{_layout(dtype, box)!r}>"
+
+    m, n, width = tiles.block_m, tiles.block_n, tiles.depth * GROUP
+    codes, scales = torch.float8_e4m3fn, (m,) if tiles.specialised else (tiles.depth, max(m, MIN_SCALES))
+    return {
+        "a_desc": descriptor("fp8e4nv", codes, m, width),
+        "b_desc": descriptor("fp8e4nv", codes, n, width),
+        "a_scale_desc": descriptor("fp32", torch.float32, *scales),
+        "out_desc": descriptor("bf16", torch.bfloat16, 64, out_columns(tiles)),  # only where loads have their own warps
+    }

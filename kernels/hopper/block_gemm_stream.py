@@ -4,8 +4,10 @@ import triton
 import triton.language as tl
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma, warpgroup_mma, warpgroup_mma_wait
+from triton.experimental.gluon.language.nvidia.hopper import mbarrier, warpgroup_mma, warpgroup_mma_wait
 from triton.language.extra.cuda import gdc_wait
+
+from mlaprof.kernels.hopper.renamed import tma_load
 
 GROUP = gl.constexpr(128)
 
@@ -16,9 +18,9 @@ def _fetch(
     TOKENS: gl.constexpr, BLOCK_N: gl.constexpr, DEPTH: gl.constexpr, SCALES: gl.constexpr,
 ):  # fmt: skip
     mbarrier.expect(full, (TOKENS + BLOCK_N) * DEPTH * GROUP + 4 * DEPTH * SCALES, pred=wanted)
-    tma.async_copy_global_to_shared(b_desc, [first_n, block * GROUP], full, b_block, pred=wanted)
-    tma.async_copy_global_to_shared(a_desc, [first_m, block * GROUP], full, a_block, pred=wanted)
-    tma.async_copy_global_to_shared(a_scale_desc, [block, first_m], full, scales, pred=wanted)
+    tma_load(b_desc, [first_n, block * GROUP], full, b_block, pred=wanted)
+    tma_load(a_desc, [first_m, block * GROUP], full, a_block, pred=wanted)
+    tma_load(a_scale_desc, [block, first_m], full, scales, pred=wanted)
 
 
 @gluon.jit

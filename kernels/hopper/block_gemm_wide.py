@@ -10,6 +10,8 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
+from mlaprof.kernels.hopper.renamed import tma_load, tma_store
+
 GROUP = gl.constexpr(128)  # scales: one per token and 128 of k, one per 128 x 128 weights
 BAND = gl.constexpr(8)  # tiles of tokens that share a stripe of weights before the next stripe begins
 
@@ -48,15 +50,9 @@ def _load_blocks(
         for block in range(num_blocks):
             mbarrier.wait(empty.index(stage), phase)
             mbarrier.expect(full.index(stage), (BLOCK_M + BLOCK_N) * GROUP + 4 * BLOCK_M)
-            tma.async_copy_global_to_shared(
-                a_scale_desc, [block * a_scale_stride + tile_m * BLOCK_M], full.index(stage), scales.index(stage)
-            )
-            tma.async_copy_global_to_shared(
-                a_desc, [tile_m * BLOCK_M, block * GROUP], full.index(stage), a_blocks.index(stage)
-            )
-            tma.async_copy_global_to_shared(
-                b_desc, [tile_n * BLOCK_N, block * GROUP], full.index(stage), b_blocks.index(stage)
-            )
+            tma_load(a_scale_desc, [block * a_scale_stride + tile_m * BLOCK_M], full.index(stage), scales.index(stage))
+            tma_load(a_desc, [tile_m * BLOCK_M, block * GROUP], full.index(stage), a_blocks.index(stage))
+            tma_load(b_desc, [tile_n * BLOCK_N, block * GROUP], full.index(stage), b_blocks.index(stage))
             stage += 1
             wrap = (stage == STAGES).to(gl.int32)
             phase = phase ^ wrap
@@ -82,7 +78,7 @@ def _send(out_desc, out_block, values, row, col):
     tma.store_wait(0)
     out_block.store(values)
     fence_async_shared()
-    tma.async_copy_shared_to_global(out_desc, [row, col], out_block)
+    tma_store(out_desc, [row, col], out_block)
 
 
 @gluon.jit

@@ -6,7 +6,6 @@ tiles and store them (wgmma, TMA), and one rotates what lies beside the product.
 """
 
 from functools import cache
-from typing import Any
 
 import triton
 from torch import Tensor
@@ -21,14 +20,10 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from mlaprof.kernels.hopper.source import GluonASTSource
+from mlaprof.kernels.hopper.renamed import tma_load, tma_store
 from mlaprof.kernels.tiles.hopper_absorb import HopperAbsorbTiles
 from mlaprof.kernels.tiles.hopper_up_project import HopperUpProjectTiles
 from mlaprof.kernels.tiles.limits import NUM_SMS
-
-# Triton 3.9 gave the copy engine's two directions new names.
-_tma_load = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared
-_tma_store = getattr(tma, "async_store", None) or tma.async_copy_shared_to_global
 
 TILE_M = gl.constexpr(64)
 TILE_N = gl.constexpr(128)
@@ -44,7 +39,7 @@ def _load(
         mbarrier.expect(w_full, NC * KC * TILE_N * BLOCK_K * 2)
         for n in gl.static_range(NC):
             for k in gl.static_range(KC):
-                _tma_load(w_desc, [w_row + n * TILE_N, k * BLOCK_K], w_full, w_blocks.index(n * KC + k))
+                tma_load(w_desc, [w_row + n * TILE_N, k * BLOCK_K], w_full, w_blocks.index(n * KC + k))
     chunk = 0
     for tile in range(first + GROUP, last, 2):
         for k in gl.static_range(KC):
@@ -52,7 +47,7 @@ def _load(
             # A barrier never waited for counts as passed in the other phase.
             mbarrier.wait(empty.index(slot), (chunk // STAGES & 1) ^ 1)
             mbarrier.expect(full.index(slot), TILE_M * BLOCK_K * 2)
-            _tma_load(x_desc, [tile * TILE_M, x_column + k * BLOCK_K], full.index(slot), x_blocks.index(slot))
+            tma_load(x_desc, [tile * TILE_M, x_column + k * BLOCK_K], full.index(slot), x_blocks.index(slot))
             chunk += 1
 
 
@@ -86,7 +81,7 @@ def _multiply(
             tma.store_wait(0)
             out_block.store(total.to(gl.bfloat16))
             fence_async_shared()
-            _tma_store(out_desc, [tile * TILE_M, out_column + n * TILE_N], out_block)
+            tma_store(out_desc, [tile * TILE_M, out_column + n * TILE_N], out_block)
         chunk += KC
     tma.store_wait(0)
 
@@ -236,36 +231,14 @@ def _layout(rows: int, columns: int) -> gl.NVMMASharedLayout:
     return gl.NVMMASharedLayout.get_default_for([rows, columns], gl.bfloat16)
 
 
-def source(tiles: HopperAbsorbTiles | HopperUpProjectTiles, n: int, k: int, rope: int) -> Any:
-    """What triton.compile takes to compile the kernel without a GPU, specialised as launch() does for the layer."""
+def descriptor_types(tiles: HopperAbsorbTiles | HopperUpProjectTiles) -> dict[str, str]:
+    """How the compiler spells the types of the descriptors that launch() makes."""
 
     def descriptor(rows: int, columns: int) -> str:
         return f"tensordesc<bf16[{rows}, {columns}],{_layout(rows, columns)!r}>"
 
-    kernel = head_product_resident_kernel
-    constants: dict[str, int | None] = {
-        "K": k,
-        "N": n,
-        "HALF": rope // 2,
-        "BLOCK_K": tiles.block_k,
-        "BLOCK_N": tiles.block_n,
-        "STAGES": tiles.num_stages,
-    }
-    if not rope:
-        constants |= {"cos_sin_ptr": None, "positions_ptr": None}
-    signature = dict.fromkeys(kernel.arg_names, "i32") | {
+    return {
         "x_desc": descriptor(64, tiles.block_k),
         "w_desc": descriptor(128, tiles.block_k),
         "out_desc": descriptor(64, 128),
-        "x_ptr": "*bf16",
-        "out_ptr": "*bf16",
-        "cos_sin_ptr": "*fp32",
-        "positions_ptr": "*i64",
     }
-    place = {name: (i,) for i, name in enumerate(kernel.arg_names)}
-    return GluonASTSource(
-        fn=kernel,
-        signature=signature | dict.fromkeys(constants, "constexpr"),
-        constexprs={place[name]: value for name, value in constants.items()},
-        attrs={place[name]: [["tt.divisibility", 16]] for name in kernel.arg_names if "stride" in name},
-    )

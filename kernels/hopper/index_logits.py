@@ -13,12 +13,12 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
     fence_async_shared,
     mbarrier,
-    tma,
     warpgroup_mma,
     warpgroup_mma_wait,
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
+from mlaprof.kernels.hopper.renamed import tma_load
 from mlaprof.kernels.tiles.hopper_index_logits import HopperIndexLogitsTiles, padded, queries_of_group
 from mlaprof.kernels.tiles.limits import NUM_SMS
 
@@ -26,9 +26,8 @@ DIM = gl.constexpr(128)
 CONSUMERS = gl.constexpr(4)  # warp groups that multiply
 TILE = gl.constexpr(64)  # keys of one product: rows of a warp group
 QUERY_SLOTS = gl.constexpr(2)  # the next queries arrive while the last are in use
+FIRST_WARPS = 4  # of the first consumer; the others and the producer come beside it
 SPAN_UNIT = 64  # keys of a part are a multiple of this
-# Triton 3.9 gave the copy engine's load a new name.
-_tma_load = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared
 KEYS_LAYOUT = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=8, rank=2)
 QUERIES_LAYOUT = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=8, rank=3)
 REGISTERS = gl.constexpr(112)  # of a consumer's thread; the producer leaves it what it does not need
@@ -94,13 +93,13 @@ def _produce(
                     mbarrier.wait(q_empty.index(slot), (served // QUERY_SLOTS & 1) ^ 1)
                     mbarrier.expect(q_full.index(slot), OWN * HEADS * DIM)
                     own = unit // num_spans * QUERIES + consumer * OWN
-                    _tma_load(q_desc, [own, 0, 0], q_full.index(slot), queries.index(slot))
+                    tma_load(q_desc, [own, 0, 0], q_full.index(slot), queries.index(slot))
                 served += 1
                 for start in range(first, past, BLOCK_N):
                     stage = filled % STAGES
                     mbarrier.wait(k_empty.index(stage), (filled // STAGES & 1) ^ 1)
                     mbarrier.expect(k_full.index(stage), BLOCK_N * DIM)
-                    _tma_load(k_desc, [start, 0], k_full.index(stage), keys.index(stage))
+                    tma_load(k_desc, [start, 0], k_full.index(stage), keys.index(stage))
                     filled += 1
 
 
@@ -311,7 +310,7 @@ def launch(
         num_spans,
         span_keys,
         groups * num_spans,
-        num_warps=4,  # of the first consumer; the others and the producer come beside it
+        num_warps=FIRST_WARPS,
         **sizes,
     )
 

@@ -15,11 +15,9 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import async_copy
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, warpgroup_mma, warpgroup_mma_wait
 
+from mlaprof.kernels.hopper.renamed import copy_async
 from mlaprof.kernels.tiles.hopper_paged_index_logits import HopperPagedIndexLogitsTiles
 from mlaprof.kernels.tiles.limits import padded_heads
-
-# Triton 3.9 gave the copy a new name.
-_copy_async = getattr(async_copy, "async_load", None) or async_copy.async_copy_global_to_shared
 
 DIM = gl.constexpr(128)
 PAGE = gl.constexpr(64)  # tokens a block of the cache
@@ -72,9 +70,9 @@ def fetch(codes_ptr, scales_ptr, block, keys, scales):
     token = gl.arange(0, PAGE, gl.SliceLayout(1, tile))
     dim = gl.arange(0, DIM, gl.SliceLayout(0, tile))
     codes = codes_ptr + start + (token[:, None] * DIM + dim[None, :])
-    _copy_async(keys, codes, mask=gl.full([PAGE, DIM], True, gl.int1, tile) & (block >= 0))
+    copy_async(keys, codes, mask=gl.full([PAGE, DIM], True, gl.int1, tile) & (block >= 0))
     tail = scales_ptr + (start + PAGE * DIM) // 4 + gl.arange(0, PAGE, line)
-    _copy_async(scales, tail, mask=gl.full([PAGE], True, gl.int1, line) & (block >= 0))
+    copy_async(scales, tail, mask=gl.full([PAGE], True, gl.int1, line) & (block >= 0))
     async_copy.commit_group()
 
 

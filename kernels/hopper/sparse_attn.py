@@ -12,8 +12,9 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
 from mlaprof.kernels.checks import check_tensor
-from mlaprof.kernels.hopper.sparse_roles import HALF, HEADS, KEYS, ROPE, accumulate, gather, score, sync_role
-from mlaprof.kernels.tiles.sparse_attn_hopper import BLOCK_H, KV_LORA_RANK, ROPE_DIM, SparseAttnHopperTiles, choose
+from mlaprof.kernels.hopper.renamed import meet
+from mlaprof.kernels.hopper.sparse_roles import HALF, HEADS, KEYS, ROPE, accumulate, gather, score
+from mlaprof.kernels.tiles.hopper_sparse_attn import BLOCK_H, KV_LORA_RANK, ROPE_DIM, HopperSparseAttnTiles, choose
 
 LOG2_E = 1.4426950408889634
 # Of a thread. The pair that accumulates gets what these leave of 480, and needs 160.
@@ -81,7 +82,7 @@ def sparse_attn_hopper_kernel(
         mbarrier.init(r_free.index(slot), count=1)
         mbarrier.init(shrink_ready.index(slot), count=1)
         mbarrier.init(p_ready.index(slot), count=1)
-    sync_role()
+    meet()
     to_accumulate = (
         out_ptr, lse_ptr, max_ptr, num_tiles, num_groups, num_heads, topk, out_stride_t, out_stride_h,
         k_l, k_r, k_p, shrinks, totals, last_pivots, peaks,
@@ -114,7 +115,7 @@ def sparse_attn(
     cache: Tensor,
     indices: Tensor,
     scale: float,
-    tiles: SparseAttnHopperTiles | None = None,
+    tiles: HopperSparseAttnTiles | None = None,
     *,
     out: Tensor,
     lse: Tensor | None = None,

@@ -20,6 +20,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
+from mlaprof.kernels.hopper.renamed import copy_async, meet
 from mlaprof.kernels.sparse_combine import combine, scratch
 from mlaprof.kernels.tiles.hopper_sparse_decode import KEYS as BLOCK
 from mlaprof.kernels.tiles.hopper_sparse_decode import LATENT_DIM, HopperSparseDecodeTiles
@@ -33,9 +34,6 @@ ROPE = gl.constexpr(64)
 KEYS = gl.constexpr(BLOCK)  # rows of a block
 GATHER_WARPS = gl.constexpr(4)
 GATHER_REGISTERS = gl.constexpr(56)
-# Triton 3.9 gave the copy a new name, 3.7 the meeting of a role's threads.
-_copy_async = getattr(async_copy, "async_load", None) or async_copy.async_copy_global_to_shared
-_meet = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier
 
 
 @gluon.jit
@@ -43,7 +41,7 @@ def _copy(smem, rows, there, first: gl.constexpr, width: gl.constexpr, layout: g
     """Columns first .. first + width - 1 of these rows; zeros where a row is not there, and nothing is read."""
     column = first + gl.arange(0, width, gl.SliceLayout(0, layout))
     mask = there[:, None] & (column >= 0)[None, :]
-    _copy_async(smem, rows[:, None] + column[None, :], mask=mask)
+    copy_async(smem, rows[:, None] + column[None, :], mask=mask)
 
 
 @gluon.jit
@@ -125,7 +123,7 @@ def _attend(
         weights = gl.exp2(scores - pivot[None, :])
         p.store(weights.to(gl.bfloat16))
         fence_async_shared()
-        _meet()
+        meet()
         shrink_mixed = gl.convert_layout(shrink, mixed_by_head)[None, :]
         left = left * shrink_mixed
         right = right * shrink_mixed
@@ -134,10 +132,10 @@ def _attend(
         totals = totals * shrink[None, :] + weights
         peak = new_peak
         left, right = warpgroup_mma_wait(1, deps=(left, right))
-        _meet()
+        meet()
         mbarrier.arrive(free_l.index(at), count=1)
         left, right = warpgroup_mma_wait(0, deps=(left, right))
-        _meet()
+        meet()
         mbarrier.arrive(free_r.index(at), count=1)
 
     total = gl.sum(totals, 0)
@@ -206,7 +204,7 @@ def sparse_decode_kernel(
         mbarrier.init(free_l.index(i), count=1)
         mbarrier.init(ready_r.index(i), count=32 * GATHER_WARPS)
         mbarrier.init(free_r.index(i), count=1)
-    _meet()
+    meet()
 
     # Programs that read the same rows are neighbours, so that all but the first find them in L2.
     first_head = gl.program_id(0) % num_head_blocks * HEADS

@@ -16,8 +16,8 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-# A meeting of one role's threads, by its name in Triton 3.6 and its name since 3.7.
-sync_role = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier
+from mlaprof.kernels.hopper.renamed import copy_async, meet
+
 HEADS = gl.constexpr(64)
 KEYS = gl.constexpr(64)
 HALF = gl.constexpr(256)
@@ -32,7 +32,7 @@ def _copy(shared, rows, there, FIRST: gl.constexpr, WIDTH: gl.constexpr, layout:
     """Start copying columns FIRST .. FIRST + WIDTH - 1 of rows; zeros where there is none, and nothing is read."""
     column = FIRST + gl.arange(0, WIDTH, gl.SliceLayout(0, layout))
     mask = there[:, None] & (column >= 0)[None, :]
-    async_copy.async_copy_global_to_shared(shared, rows[:, None] + column[None, :], mask=mask)
+    copy_async(shared, rows[:, None] + column[None, :], mask=mask)
 
 
 @gluon.jit
@@ -131,19 +131,19 @@ def score(operands, SLOT: gl.constexpr, STATS: gl.constexpr):
             finite = gl.where(new == float("-inf"), 0.0, new)
             shrinks.index(SLOT).store(gl.exp2(old - finite))
             pivots.index(SLOT).store(new)
-            sync_role()
+            meet()
             mbarrier.arrive(shrink_ready.index(SLOT), count=1)
             weights = gl.exp2(scores - finite[:, None])
             # In the place of the rope part, which nothing needs once the scores are there.
             k_p.index(SLOT).store(weights.to(gl.bfloat16))
             fence_async_shared()
-            sync_role()
+            meet()
             mbarrier.arrive(p_ready.index(SLOT), count=1)
             total = total * gl.exp2(pivot - finite) + gl.sum(weights, 1)
             pivot = new
             if STATS:
                 peak = gl.maximum(peak, block_peak)
-        sync_role()
+        meet()
         mbarrier.arrive(q_free, count=1)
         last_turn = first_turn + blocks - 1
         # When the last block was the other group's, our sum is relative to the reference before it.
@@ -155,7 +155,7 @@ def score(operands, SLOT: gl.constexpr, STATS: gl.constexpr):
         if STATS:
             last_pivots.index(SLOT).store(pivot)
             peaks.index(SLOT).store(peak)
-        sync_role()
+        meet()
         mbarrier.arrive(total_ready, count=1)
         first_turn += blocks
         phase_of_tile ^= 1
@@ -208,10 +208,10 @@ def accumulate(operands, STATS: gl.constexpr):
             left = warpgroup_mma(k_p.index(slot), k_l.index(slot), left, is_async=True)
             right = warpgroup_mma(k_p.index(slot), k_r.index(slot), right, is_async=True)
             left, right = warpgroup_mma_wait(1, deps=(left, right))
-            sync_role()
+            meet()
             mbarrier.arrive(l_free.index(slot), count=1)
             left, right = warpgroup_mma_wait(0, deps=(left, right))
-            sync_role()
+            meet()
             mbarrier.arrive(r_free.index(slot), count=1)
             turn += 1
         mbarrier.wait(total_ready, phase_of_tile)
@@ -223,7 +223,7 @@ def accumulate(operands, STATS: gl.constexpr):
             heads = (tile % num_groups) * HEADS + gl.arange(0, HEADS, by_head)
             gl.store(lse_ptr + token * num_heads + heads, (pivot + gl.log2(total)) * LN_2, mask=heads < num_heads)
             gl.store(max_ptr + token * num_heads + heads, peak * LN_2, mask=heads < num_heads)
-        sync_role()
+        meet()
         mbarrier.arrive(total_free, count=1)
         phase_of_tile ^= 1
         inverse = gl.where(total == 0, 0.0, 1.0 / total)

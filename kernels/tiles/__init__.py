@@ -6,7 +6,8 @@ TILES                       the frozen dataclass of ints
 CHOICES                     field -> legal values, in field order
 LETTERS                     field -> its letter in labels
 default(dims)               tiles that run and spill no register; fields that a user leaves out are taken from them
-problem(tiles, dims)        why tiles of legal values do not fit these dimensions, with a remedy, or None
+problem(tiles, dims)        why tiles of legal values do not fit these dimensions, with a remedy, or None; a form that
+                            does not serve them at all refuses its own default, too
 accumulator(tiles, dims)    fp32 values that a program's largest product keeps in registers, all threads together
 shared_bytes(tiles, dims)   shared memory of one program on sm_90: an upper bound, close once pipelined
 """
@@ -26,6 +27,8 @@ from mlaprof.kernels.tiles import (
     hopper_block_gemm,
     hopper_index_logits,
     hopper_paged_index_logits,
+    hopper_sparse_attn,
+    hopper_sparse_decode,
     hopper_topk,
     hopper_up_project,
     index_logits,
@@ -79,6 +82,8 @@ KERNELS: dict[str, ModuleType] = {
     "up_project": up_project,
     "up_project@hopper": hopper_up_project,
     "index_logits@hopper": hopper_index_logits,
+    "sparse_attn@hopper": hopper_sparse_attn,
+    "sparse_attn@hopper_decode": hopper_sparse_decode,
 }
 MAX_ACCUMULATOR = (
     512  # fp32 values a thread: spills from about 255 on, but only beyond 512 does ptxas take 10 s and more

@@ -8,16 +8,17 @@ from typing import Any
 
 import pytest
 import torch
-import triton
 from torch import Tensor
-from triton.backends.compiler import GPUTarget
 
 from mlaprof.kernels import reference_fused as oracle
 from mlaprof.kernels.cubin import read_cubin
+from mlaprof.kernels.offline import compile_kernel
 from mlaprof.kernels.reference import TOLERANCE, mismatch
-from mlaprof.kernels.tiles import SHARED_LIMIT_BYTES, hopper_absorb, hopper_up_project
+from mlaprof.kernels.tiles import SHARED_LIMIT_BYTES, default, hopper_absorb, shared_bytes
 from mlaprof.kernels.tiles.absorb import AbsorbTiles
 from mlaprof.kernels.tiles.up_project import UpProjectTiles
+from mlaprof.shapes import PRESETS
+from mlaprof.study import kernel_dims
 
 BF16 = torch.bfloat16
 
@@ -102,23 +103,16 @@ def test_wrong_operands_are_named(launch, generator):
 
 
 @pytest.mark.parametrize(
-    ("kernel", "n", "k", "rope"),
-    [
-        pytest.param(hopper_absorb, 512, 128, 64, id="absorb v3.2"),
-        pytest.param(hopper_up_project, 256, 512, 0, id="up_project glm-5"),
-    ],
+    ("kernel", "preset"), [("absorb@hopper", "v3.2"), ("absorb@hopper", "glm-5"), ("up_project@hopper", "glm-5")]
 )
-def test_hopper_form_compiles(kernel, n, k, rope):
+def test_hopper_form_compiles(kernel, preset):
     """It multiplies by warp groups, keeps everything in registers, and takes the shared memory that its tiles say."""
-    from mlaprof.kernels.hopper.head_product import source
-
-    tiles = kernel.choose(n, k)
-    options = {"num_warps": tiles.num_warps, "enable_fp_fusion": False}
-    compiled = triton.compile(source(tiles, n, k, rope), target=GPUTarget("cuda", 90, 32), options=options)
+    dims = kernel_dims(PRESETS[preset])
+    tiles = default(kernel, dims)
+    compiled = compile_kernel(kernel, tiles, dims)
     assert "wgmma.mma_async.sync.aligned.m64n128k16" in compiled.asm["ptx"]
     assert read_cubin(compiled.asm["cubin"]).stack_bytes == 0
-    said = hopper_absorb.needed(tiles.block_n, tiles.block_k, tiles.num_stages, k)
-    assert compiled.metadata.shared <= said <= SHARED_LIMIT_BYTES
+    assert compiled.metadata.shared <= shared_bytes(tiles, dims) <= SHARED_LIMIT_BYTES
 
 
 def test_hopper_tiles_hold_what_is_read_again():

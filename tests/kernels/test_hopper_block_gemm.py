@@ -5,27 +5,19 @@ from __future__ import annotations
 import re
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import triton
-from triton.backends.compiler import GPUTarget
-from triton.experimental.gluon import language as gl
-from triton.experimental.gluon._runtime import GluonASTSource
 
 from mlaprof.kernels import reference
 from mlaprof.kernels.cubin import read_cubin
-from mlaprof.kernels.hopper.block_gemm import PTXAS_LEVEL
-from mlaprof.kernels.hopper.block_gemm_stream import block_gemm_stream_kernel
-from mlaprof.kernels.hopper.block_gemm_wide import block_gemm_wide_kernel
+from mlaprof.kernels.offline import compile_kernel
 from mlaprof.kernels.reference import TOLERANCE, mismatch
 from mlaprof.kernels.tiles.hopper_block_gemm import (
     CHOICES,
-    MIN_SCALES,
     HopperBlockGemmTiles,
     choose,
-    out_columns,
     problem,
     shared_bytes,
 )
@@ -36,51 +28,12 @@ PROJECTIONS = [(2112, 7168), (24576, 1536), (8192, 1536), (7168, 16384), (3072, 
 TOKENS = [1, 16, 64, 256, 1024, 4096]
 
 
-def compile_form(tiles: HopperBlockGemmTiles) -> Any:
-    """The form for sm_90, specialised as its launcher would."""
-    m, n, depth = tiles.block_m, tiles.block_n, tiles.depth
-
-    def descriptor(kind: str, block: tuple[int, ...], swizzle: int, bits: int) -> str:
-        layout = gl.NVMMASharedLayout(swizzle_byte_width=swizzle, element_bitwidth=bits, rank=len(block))
-        return f"tensordesc<{kind}{list(block)},{layout!r}>"
-
-    scales = (m,) if tiles.specialised else (depth, max(m, MIN_SCALES))
-    types = {
-        "a_desc": descriptor("fp8e4nv", (m, 128 * depth), 128, 8),
-        "b_desc": descriptor("fp8e4nv", (n, 128 * depth), 128, 8),
-        "a_scale_desc": descriptor("fp32", scales, 0, 32),
-        "out_desc": descriptor("bf16", (64, out_columns(tiles)), 128, 16),
-        "b_scale_ptr": "*fp32",
-        "out_ptr": "*fp32" if tiles.splits > 1 else "*bf16",
-    }
-    if tiles.specialised:
-        kernel, num_warps, options = block_gemm_wide_kernel, 4, {"ptx_options": PTXAS_LEVEL}
-        constants = {"BLOCK_M": m, "BLOCK_N": n, "STAGES": tiles.num_stages, "OUT_N": out_columns(tiles)}
-    else:
-        kernel, num_warps, options = block_gemm_stream_kernel, tiles.num_warps, {}
-        constants = {"TOKENS": m, "BLOCK_N": n, "DEPTH": depth, "SPLITS": tiles.splits, "STAGES": tiles.num_stages}
-    signature = {name: types.get(name, "i32") for name in kernel.arg_names} | dict.fromkeys(constants, "constexpr")
-    place = {name: (i,) for i, name in enumerate(kernel.arg_names)}
-    aligned = [name for name, kind in signature.items() if kind.startswith("*") or name in ("n", "out_stride")]
-    source = GluonASTSource(
-        fn=kernel,
-        signature=signature,
-        constexprs={place[name]: value for name, value in constants.items()},
-        attrs={
-            place[name]: [["tt.divisibility", 16]]
-            for name in aligned
-            if tiles.specialised == 0 or signature[name].startswith("*")
-        },
-    )
-    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": num_warps, **options})
-
-
 @pytest.mark.parametrize(
     "tiles", sorted({choose(m, n, k) for m in TOKENS for n, k in PROJECTIONS}, key=str), ids=lambda t: str(t)[20:]
 )
 def test_default_tiles_compile(tiles):
     """They multiply by warp groups, keep everything in registers, and take the shared memory that is said."""
-    compiled = compile_form(tiles)
+    compiled = compile_kernel("block_gemm@hopper", tiles, DIMS)
     assert "wgmma.mma_async.sync.aligned" in compiled.asm["ptx"]
     assert read_cubin(compiled.asm["cubin"]).stack_bytes == 0
     assert compiled.metadata.shared <= shared_bytes(tiles, DIMS) <= SHARED_LIMIT_BYTES
@@ -93,7 +46,8 @@ def test_sums_read_both_register_banks(tmp_path):
         pytest.skip("this Triton brings no nvdisasm")
     for block_m, stages in ((256, 4), (128, 5)):
         cubin = tmp_path / "wide.cubin"
-        cubin.write_bytes(compile_form(HopperBlockGemmTiles(1, block_m, 128, 1, 1, stages)).asm["cubin"])
+        tiles = HopperBlockGemmTiles(1, block_m, 128, 1, 1, stages)
+        cubin.write_bytes(compile_kernel("block_gemm@hopper", tiles, DIMS).asm["cubin"])
         listing = subprocess.run([tool, "-c", cubin], capture_output=True, text=True, check=True).stdout
         sums = re.findall(r"FFMA (R\d+), R(\d+)(?:\.reuse)?, R\d+(?:\.reuse)?, (R(\d+))", listing)
         same = [1 for result, part, total, number in sums if result == total and int(part) % 2 == int(number) % 2]

@@ -17,8 +17,8 @@ from mlaprof.kernels import reference
 from mlaprof.kernels.cubin import read_cubin
 from mlaprof.kernels.reference import TOLERANCE, mismatch
 from mlaprof.kernels.tiles import SHARED_LIMIT_BYTES, Dims
-from mlaprof.kernels.tiles import sparse_attn_hopper as form
-from mlaprof.kernels.tiles.sparse_attn_hopper import SparseAttnHopperTiles
+from mlaprof.kernels.tiles import hopper_sparse_attn as form
+from mlaprof.kernels.tiles.hopper_sparse_attn import HopperSparseAttnTiles
 from mlaprof.kernels.work import Work
 from mlaprof.kernels.work.sparse_attn import FP8_ROW_BYTES
 from mlaprof.kernels.work.sparse_attn import sparse_attn as work
@@ -60,8 +60,8 @@ def test_compiles_for_hopper():
 
 def test_programs_of_a_launch():
     """At most one a multiprocessor, or one a tile."""
-    assert [SparseAttnHopperTiles(1).programs(n) for n in (1, 131, 4096)] == [1, 131, 132]
-    assert SparseAttnHopperTiles(0).programs(4096) == 4096
+    assert [HopperSparseAttnTiles(1).programs(n) for n in (1, 131, 4096)] == [1, 131, 132]
+    assert HopperSparseAttnTiles(0).programs(4096) == 4096
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def check(
 @pytest.mark.parametrize("persistent", [0, 1])
 def test_full_size_on_the_gpu(num_queries, num_heads, topk, repeat, persistent):
     """Values and statistics, also when one query serves several lists of rows."""
-    check(*make_operands(num_queries, num_heads, topk, repeat), tiles=SparseAttnHopperTiles(persistent))
+    check(*make_operands(num_queries, num_heads, topk, repeat), tiles=HopperSparseAttnTiles(persistent))
 
 
 @pytest.mark.gpu

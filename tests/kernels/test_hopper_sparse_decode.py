@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 import random
 import re
+from dataclasses import replace
 
 import pytest
 import torch
-import triton
-from triton.backends.compiler import GPUTarget
 
 from mlaprof.kernels import reference
 from mlaprof.kernels.cubin import read_cubin
+from mlaprof.kernels.offline import compile_kernel
 from mlaprof.kernels.reference import TOLERANCE, mismatch
 from mlaprof.kernels.sparse_attn import sparse_attn
 from mlaprof.kernels.tiles import SHARED_LIMIT_BYTES, Dims
@@ -27,31 +27,11 @@ TP8 = Dims(16, 512, 64, 64, 128, 2048)
 @pytest.mark.parametrize("tiles", [HopperSparseDecodeTiles(16, 4, 8), HopperSparseDecodeTiles(64, 8, 1)], ids=str)
 def test_compiles_for_hopper(tiles):
     """Warp-group products, everything in registers, shared memory within its estimate and the limit."""
-    from triton.experimental.gluon._runtime import GluonASTSource
-
-    from mlaprof.kernels.hopper.sparse_decode import MAX_REGISTERS
-    from mlaprof.kernels.hopper.sparse_decode import sparse_decode_kernel as kernel
-
-    constants = {"HEADS": tiles.block_h, "STATS": 1}
-    runtime = {"num_splits", "num_head_blocks", "blocks_per_split"}
-    types = {"q_ptr": "*bf16", "cache_ptr": "*bf16", "indices_ptr": "*i32", "scale_log2": "fp32"}
-    types |= dict.fromkeys(("out_ptr", "lse_ptr", "max_ptr"), "*fp32")
-    signature = {name: types.get(name, "i32") for name in kernel.arg_names} | dict.fromkeys(constants, "constexpr")
-    place = {name: (i,) for i, name in enumerate(kernel.arg_names)}
-    aligned = set(signature) - set(constants) - runtime - {"scale_log2"}
-    compiled = triton.compile(
-        GluonASTSource(
-            fn=kernel,
-            signature=signature,
-            constexprs={place[name]: value for name, value in constants.items()},
-            attrs={place[name]: [["tt.divisibility", 16]] for name in aligned},
-        ),
-        target=GPUTarget("cuda", 90, 32),
-        options={"num_warps": tiles.num_warps, "maxnreg": MAX_REGISTERS[tiles.block_h]},
-    )
+    dims = replace(TP8, num_heads=tiles.block_h)
+    compiled = compile_kernel("sparse_attn@hopper_decode", tiles, dims)
     assert re.search(rf"wgmma\.mma_async\S+m64n{tiles.block_h}k16", compiled.asm["ptx"])
     assert read_cubin(compiled.asm["cubin"]).stack_bytes == 0
-    assert compiled.metadata.shared <= tiles_of.shared_bytes(tiles, TP8) <= SHARED_LIMIT_BYTES
+    assert compiled.metadata.shared <= tiles_of.shared_bytes(tiles, dims) <= SHARED_LIMIT_BYTES
 
 
 @pytest.mark.parametrize("num_tokens", [1, 3, 16, 33, 64, 128, 200])

@@ -16,7 +16,7 @@ KV_LORA_RANK, ROPE_DIM = 512, 64
 
 
 @dataclass(frozen=True)
-class SparseAttnHopperTiles:
+class HopperSparseAttnTiles:
     """One tile: 64 heads of one token, over its selected rows 64 at a time.
 
     persistent  1: a program a multiprocessor takes tile after tile, gathering for the next while it ends one;
@@ -35,22 +35,22 @@ class SparseAttnHopperTiles:
         return min(num_tiles, NUM_SMS) if self.persistent else num_tiles
 
 
-TILES = SparseAttnHopperTiles
+TILES = HopperSparseAttnTiles
 CHOICES = {"persistent": (0, 1)}
 LETTERS = {"persistent": "p"}
 
 
-def choose(num_tokens: int, num_heads: int, topk: int) -> SparseAttnHopperTiles:
+def choose(num_tokens: int, num_heads: int, topk: int) -> HopperSparseAttnTiles:
     """The default for a step: persistent whatever the shape, since a new program would wait for its first rows."""
-    return SparseAttnHopperTiles(persistent=1)
+    return HopperSparseAttnTiles(persistent=1)
 
 
-def default(dims: Dims) -> SparseAttnHopperTiles:
+def default(dims: Dims) -> HopperSparseAttnTiles:
     """Those of a prefill."""
     return choose(4096, dims.num_heads, dims.index_topk)
 
 
-def problem(tiles: SparseAttnHopperTiles, dims: Dims) -> str | None:
+def problem(tiles: HopperSparseAttnTiles, dims: Dims) -> str | None:
     """Why these dimensions do not fit the form."""
     if (dims.kv_lora_rank, dims.qk_rope_head_dim) != (KV_LORA_RANK, ROPE_DIM):
         return (
@@ -62,11 +62,11 @@ def problem(tiles: SparseAttnHopperTiles, dims: Dims) -> str | None:
     return None
 
 
-def accumulator(tiles: SparseAttnHopperTiles, dims: Dims) -> int:
+def accumulator(tiles: HopperSparseAttnTiles, dims: Dims) -> int:
     """The mixed values of 64 heads."""
     return BLOCK_H * KV_LORA_RANK
 
 
-def shared_bytes(tiles: SparseAttnHopperTiles, dims: Dims) -> int:
+def shared_bytes(tiles: HopperSparseAttnTiles, dims: Dims) -> int:
     """Queries and two blocks of rows; then statistics a head, barriers, and room where the result changes hands."""
     return 2 * (KV_LORA_RANK + ROPE_DIM) * (BLOCK_H + 2 * BLOCK_N) + 8192
