@@ -5,11 +5,11 @@ Standard library only: a study is checked and planned where there is no torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from mlaprof.kernels.tiles import KERNELS as TILED
-from mlaprof.kernels.tiles import Dims
+from mlaprof.kernels.tiles import Dims, field_names
 from mlaprof.shapes import INDEX_HEAD_DIM, TOKENS_PER_BLOCK
 
 PROVIDERS = ("triton", "hopper", "torch", "deep_gemm", "flash_mla", "flashinfer", "sglang", "vllm")
@@ -157,10 +157,23 @@ def dims(kernel: str, shape: Mapping[str, int]) -> Dims:
     )
 
 
-def tiles_name(kernel: str, provider: str) -> str | None:
-    """The name under which kernels.tiles holds the tiles of this provider's form; None where it takes none."""
-    name = kernel if provider == "triton" else f"{kernel}@{provider}"
-    return name if provider in OWN and name in TILED else None
+def forms(kernel: str, provider: str) -> tuple[str, ...]:
+    """The names under which kernels.tiles holds the tiles of what this provider has of this kernel; none: no tiles.
+
+    `hopper` has two forms of sparse_attn, `sparse_attn@hopper` and `sparse_attn@hopper_decode`; no field is in both.
+    """
+    if provider not in OWN:
+        return ()
+    if provider == "triton":
+        return (kernel,) if kernel in TILED else ()
+    name = f"{kernel}@{provider}"
+    return tuple(form for form in TILED if form == name or form.startswith(f"{name}_"))
+
+
+def tiles_name(kernel: str, provider: str, fields: Iterable[str] = ()) -> str | None:
+    """Of forms() the one that has all these fields, else the first; None where the provider takes no tiles."""
+    known = forms(kernel, provider)
+    return next((form for form in known if set(fields) <= set(field_names(form))), known[0] if known else None)
 
 
 def _shape_of(kernel: str) -> KernelShape:

@@ -217,6 +217,9 @@ class Study(Part):
     measure: MeasureSpec = MeasureSpec()
 
 
+KERNEL_STUDY_ONLY = ("block_gemm",)  # whose tiles a layer chooses by the shape of each product
+
+
 def kernel_dims(shape: LayerShape) -> Dims:
     """What the kernels' tile legality depends on, taken from the layer's shape."""
     return Dims(

@@ -62,3 +62,14 @@ def test_tiles_of_a_shape_are_judged_by_its_own_dimensions():
     name = kernel_shapes.tiles_name("sparse_attn", "triton")
     assert name == "sparse_attn" and tiles.default(name, dims)
     assert kernel_shapes.tiles_name("sparse_attn", "torch") is None
+
+
+def test_a_provider_has_forms_whose_fields_tell_them_apart():
+    """What a study names under `hopper` belongs to one form."""
+    assert kernel_shapes.forms("sparse_attn", "hopper") == ("sparse_attn@hopper", "sparse_attn@hopper_decode")
+    assert kernel_shapes.tiles_name("sparse_attn", "hopper") == "sparse_attn@hopper"
+    assert kernel_shapes.tiles_name("sparse_attn", "hopper", {"block_h": 16}) == "sparse_attn@hopper_decode"
+    for kernel in kernel_shapes.KERNELS:
+        for provider in kernel_shapes.OWN:
+            named = [field for form in kernel_shapes.forms(kernel, provider) for field in tiles.field_names(form)]
+            assert len(named) == len(set(named))

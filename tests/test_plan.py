@@ -36,6 +36,7 @@ def once(**measure: Any) -> MeasureSpec:
 
 ALONE = once(twin=False)
 TIMING = once(memory=False, counts=False, twin=False)
+EVERY_PHASE = ("sparse_attn", "topk", "absorb", "up_project")  # kernels that contexts and generations run
 ALTERNATIVES = tuple(TileChoice(kernel="sparse_attn", values={"block_n": block_n}) for block_n in (16, 64))
 
 
@@ -147,10 +148,12 @@ def test_alternatives_of_two_kernels_are_combined() -> None:
 )
 def test_a_phase_has_no_arms_for_kernels_it_does_not_run(phase: Phase, runs: set[str]) -> None:
     """Two names for one and the same run would let noise choose between them."""
-    kernels = ("index_logits", "paged_index_logits")
+    kernels = ("index_logits", "paged_index_logits", *EVERY_PHASE)
     tiles = {kernel: (TileChoice(kernel=kernel, values={"num_warps": 8}),) for kernel in kernels}
     plan = expand(study(phase=(phase,), num_tokens=(8,), mode=("full",), tiles=tiles), "cuda")
-    assert [set(), runs] == [{choice.kernel for choice in point.tiles} for point in plan.jobs[0].points]
+    assert [set(), {*runs, *EVERY_PHASE}] == [
+        {choice.kernel for choice in point.tiles} for point in plan.jobs[0].points
+    ]
 
 
 def test_each_cell_times_its_baseline_twice() -> None:

@@ -28,6 +28,8 @@ def block_gemm_build(tiles: BlockGemmTiles | HopperBlockGemmTiles, dims: Dims) -
 
 def _hopper(tiles: HopperBlockGemmTiles) -> Build:
     from mlaprof.kernels.hopper import block_gemm as hopper
+    from mlaprof.kernels.hopper.block_gemm_stream import block_gemm_stream_kernel
+    from mlaprof.kernels.hopper.block_gemm_wide import block_gemm_wide_kernel
 
     types = hopper.descriptor_types(tiles) | {"b_scale_ptr": "*fp32"}
     if tiles.specialised:
@@ -37,8 +39,8 @@ def _hopper(tiles: HopperBlockGemmTiles) -> Build:
             "STAGES": tiles.num_stages,
             "OUT_N": out_columns(tiles),
         }
-        kernel, level = hopper.block_gemm_wide_kernel, hopper.PTXAS_LEVEL
-        return build(kernel, types, constants, (), num_warps=hopper.FIRST_WARPS, ptx_options=level)
+        warps, level = hopper.FIRST_WARPS, hopper.PTXAS_LEVEL
+        return build(block_gemm_wide_kernel, types, constants, (), num_warps=warps, ptx_options=level)
     constants = {
         "TOKENS": tiles.block_m,
         "BLOCK_N": tiles.block_n,
@@ -48,4 +50,4 @@ def _hopper(tiles: HopperBlockGemmTiles) -> Build:
     }
     types["out_ptr"] = "*fp32" if tiles.splits > 1 else "*bf16"
     multiples = ("n", "out_stride")
-    return build(hopper.block_gemm_stream_kernel, types, constants, multiples, num_warps=tiles.num_warps)
+    return build(block_gemm_stream_kernel, types, constants, multiples, num_warps=tiles.num_warps)

@@ -70,20 +70,20 @@ Tiles = Any  # a frozen dataclass of ints: the TILES of one of KERNELS
 # A kernel of several forms has an entry a form, `kernel@form`; the plain name is the portable one.
 KERNELS: dict[str, ModuleType] = {
     "sparse_attn": sparse_attn,
+    "sparse_attn@hopper": hopper_sparse_attn,
+    "sparse_attn@hopper_decode": hopper_sparse_decode,
     "index_logits": index_logits,
+    "index_logits@hopper": hopper_index_logits,
     "paged_index_logits": paged_index_logits,
     "paged_index_logits@hopper": hopper_paged_index_logits,
     "topk": topk,
     "topk@hopper": hopper_topk,
-    "block_gemm": block_gemm,
-    "block_gemm@hopper": hopper_block_gemm,
     "absorb": absorb,
     "absorb@hopper": hopper_absorb,
     "up_project": up_project,
     "up_project@hopper": hopper_up_project,
-    "index_logits@hopper": hopper_index_logits,
-    "sparse_attn@hopper": hopper_sparse_attn,
-    "sparse_attn@hopper_decode": hopper_sparse_decode,
+    "block_gemm": block_gemm,
+    "block_gemm@hopper": hopper_block_gemm,
 }
 MAX_ACCUMULATOR = (
     512  # fp32 values a thread: spills from about 255 on, but only beyond 512 does ptxas take 10 s and more

@@ -139,7 +139,7 @@ def own_tiles(
 
     Raises Unavailable where this form does not exist, run or serve such a shape, ValueError for tiles not legal.
     """
-    name = kernel_shapes.tiles_name(case.kernel, provider)
+    name = kernel_shapes.tiles_name(case.kernel, provider, given or ())
     if name is None:
         raise Unavailable(f"{case.kernel} has no {provider} form")
     need_device(provider, device)

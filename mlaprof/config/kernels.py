@@ -176,24 +176,30 @@ def _tiles(
     found: dict[str, tuple[TileChoice, ...]] = {}
     for form, alternatives in kernel.tiles.items():
         path: KeyPath = ("kernels", name, "tiles", form)
-        of = kernel_shapes.tiles_name(name, form)
-        if of is None or form not in provider:
-            forms = [each for each in provider if kernel_shapes.tiles_name(name, each)]
-            hint = f"give tiles for {' or '.join(forms)}" if forms else "leave tiles out"
+        forms = kernel_shapes.forms(name, form)
+        if not forms or form not in provider:
+            tiled = [each for each in provider if kernel_shapes.forms(name, each)]
+            hint = f"give tiles for {' or '.join(tiled)}" if tiled else "leave tiles out"
             draft.complain(path, f"{form} takes no tiles here", hint)
             continue
-        fields = tiles.field_names(of)
+        fields = [field for each in forms for field in tiles.field_names(each)]
+        choices = []
         for index, chosen in enumerate(alternatives):
             here = (*path, index)
+            of = next((each for each in forms if set(chosen) <= set(tiles.field_names(each))), None)
             if unknown := [field for field in chosen if field not in fields]:
                 for field in unknown:
                     draft.complain_unknown((*here, field), fields)
             elif not chosen:
                 draft.complain(here, "gives no field", f"give at least one of {', '.join(fields)}")
+            elif of is None:
+                hint = f"give only those of {' or only those of '.join(forms)}"
+                draft.complain(here, f"{', '.join(chosen)} are not fields of one form", hint)
             else:
+                choices.append(TileChoice(kernel=of, values=chosen))
                 reasons = [tiles.illegal(of, chosen, kernel_shapes.dims(name, shape)) for shape in shapes]
                 if reasons and all(reasons):  # legal for no shape; a single misfit is a skipped cell
                     wrong, _, remedy = str(reasons[0]).partition("; ")
                     draft.complain(here, wrong, remedy or "choose a tile that the kernel can run")
-        found[form] = tuple(TileChoice(kernel=of, values=each) for each in alternatives)
+        found[form] = tuple(choices)
     return found

@@ -11,9 +11,9 @@ from mlaprof.config.axes import AXES, combinations
 from mlaprof.config.draft import Draft, did_you_mean
 from mlaprof.config.sizes import captured_sizes
 from mlaprof.config.yamltext import KeyPath, dotted
-from mlaprof.kernels.tiles import KERNELS, complete, illegal
+from mlaprof.kernels.tiles import KERNELS, complete, illegal, kernel_of
 from mlaprof.shapes import problems
-from mlaprof.study import BOUNDED_MODES, SPLIT_MODES, Selector, Study, kernel_dims
+from mlaprof.study import BOUNDED_MODES, KERNEL_STUDY_ONLY, SPLIT_MODES, Selector, Study, kernel_dims
 
 MAX_COMBINATIONS = 200_000
 
@@ -84,13 +84,18 @@ def _check_tiles(draft: Draft, study: Study) -> None:
     for kernel, choices in study.tiles.items():
         path: KeyPath = ("tiles", kernel)
         if kernel not in KERNELS:
-            hint = did_you_mean(kernel, KERNELS, f"the kernels with tiles are {', '.join(KERNELS)}")
+            known_kernels = [name for name in KERNELS if kernel_of(name) not in KERNEL_STUDY_ONLY]
+            hint = did_you_mean(kernel, known_kernels, f"the kernels with tiles are {', '.join(known_kernels)}")
             draft.complain(path, "unknown kernel", hint)
+            continue
+        if kernel_of(kernel) in KERNEL_STUDY_ONLY:
+            hint = "leave it out: the layer chooses by the shape of each product"
+            draft.complain(path, f"{kernel} takes tiles in a kernel study only", hint)
             continue
         if not choices:
             draft.complain(path, "no alternatives", "give at least one tile configuration, or leave the kernel out")
         if not study.layer.shape.is_dsa:
-            draft.complain(path, "index_topk 0 is plain MLA, which runs none of these kernels", "leave tiles out")
+            draft.complain(path, "tiles are swept of DSA only, and index_topk 0 is plain MLA", "leave tiles out")
             continue
         seen: list[Any] = []
         for index, choice in enumerate(choices):

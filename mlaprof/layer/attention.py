@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from mlaprof.layer.ops import OPS
 from mlaprof.layer.rope import rotate
+from mlaprof.layer.tiling import LayerTiles
 from mlaprof.shapes import LayerShape
 
 
@@ -27,7 +28,7 @@ def absorbed(
     shape: LayerShape,
     k_b_proj_trans: Tensor,
     v_b_proj: Tensor,
-    tiles: list[int],
+    tiles: LayerTiles,
     out: Tensor,
 ) -> None:
     """Attend in the latent space: one 576-wide KV head whose first 512 columns are also the value.
@@ -43,10 +44,11 @@ def absorbed(
     """
     count = q.shape[0]
     query = q.new_empty((count, shape.num_heads, shape.latent_dim))
-    OPS.absorb(q.view(count, shape.num_heads, shape.qk_head_dim), k_b_proj_trans, cos_sin, position_ids, query)
+    heads = q.view(count, shape.num_heads, shape.qk_head_dim)
+    OPS.absorb(heads, k_b_proj_trans, cos_sin, position_ids, tiles.absorb, query)
     latent = q.new_empty((count, shape.num_heads, shape.kv_lora_rank))
-    OPS.sparse_attn(query, latent_rows, rows, shape.softmax_scale, tiles, latent)
-    OPS.up_project(latent, v_b_proj, out.view(count, shape.num_heads, shape.v_head_dim))
+    OPS.sparse_attn(query, latent_rows, rows, shape.softmax_scale, tiles.sparse_attn, latent)
+    OPS.up_project(latent, v_b_proj, tiles.up_project, out.view(count, shape.num_heads, shape.v_head_dim))
 
 
 def dense(

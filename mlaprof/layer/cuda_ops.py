@@ -86,6 +86,14 @@ def _index_query(
     return index_query.index_query(q, weights, cos_sin, positions, weight_scale, interleaved=interleaved)
 
 
+def _absorb(q: Tensor, w: Tensor, cos_sin: Tensor, positions: Tensor, packed: list[int], out: Tensor) -> None:
+    absorb.absorb(q, w, cos_sin, positions, out, unpack(packed))
+
+
+def _up_project(x: Tensor, w: Tensor, packed: list[int], out: Tensor) -> None:
+    absorb.up_project(x, w, out, unpack(packed))
+
+
 def _group_quant(x: Tensor) -> tuple[Tensor, Tensor]:
     return group_quant.group_quant(x)
 
@@ -116,8 +124,8 @@ def register(library: torch.library.Library) -> None:
         ("append_latent", cache_write.append_latent),
         ("cache_write", cache_write.cache_write),
         ("gather_index_cache", index_cache.gather_index_cache),
-        ("absorb", absorb.absorb),
-        ("up_project", absorb.up_project),
+        ("absorb", _absorb),
+        ("up_project", _up_project),
         ("group_quant", _group_quant),
         ("block_linear", _block_linear),
     ):

@@ -36,8 +36,8 @@ SCHEMAS = {
     "cache_write": f"({_LATENT}, Tensor k, Tensor k_scale, Tensor slot_fp8, Tensor slot_scale, Tensor(b!) index_cache) "
     "-> ()",
     "gather_index_cache": "(Tensor cache, Tensor slot_fp8, Tensor slot_scale) -> (Tensor, Tensor)",
-    "absorb": "(Tensor q, Tensor w, Tensor cos_sin, Tensor positions, Tensor(a!) out) -> ()",
-    "up_project": "(Tensor x, Tensor w, Tensor(a!) out) -> ()",
+    "absorb": "(Tensor q, Tensor w, Tensor cos_sin, Tensor positions, int[] tiles, Tensor(a!) out) -> ()",
+    "up_project": "(Tensor x, Tensor w, int[] tiles, Tensor(a!) out) -> ()",
     "group_quant": "(Tensor x) -> (Tensor, Tensor)",
     "block_linear": "(Tensor codes, Tensor scale, Tensor weight, Tensor weight_scale, bool cublaslt) -> Tensor",
 }
@@ -119,6 +119,14 @@ def _index_query(
     return reference_fused.index_query(q, weights, cos_sin, positions, weight_scale, interleaved=interleaved)
 
 
+def _absorb(q: Tensor, w: Tensor, cos_sin: Tensor, positions: Tensor, tiles: list[int], out: Tensor) -> None:
+    reference_fused.absorb(q, w, cos_sin, positions, out)
+
+
+def _up_project(x: Tensor, w: Tensor, tiles: list[int], out: Tensor) -> None:
+    reference_fused.up_project(x, w, out)
+
+
 def _block_linear(codes: Tensor, scale: Tensor, weight: Tensor, weight_scale: Tensor, cublaslt: bool) -> Tensor:
     return reference.block_gemm(codes, scale, weight, weight_scale)
 
@@ -146,8 +154,8 @@ _CPU = {
     "append_latent": reference_fused.append_latent,
     "cache_write": reference_fused.append,
     "gather_index_cache": reference.gather_index_cache,
-    "absorb": reference_fused.absorb,
-    "up_project": reference_fused.up_project,
+    "absorb": _absorb,
+    "up_project": _up_project,
     "group_quant": reference.group_quant,
     "block_linear": _block_linear,
 }

@@ -349,7 +349,7 @@ class MLA(nn.Module):
             shape=self.shape,
             k_b_proj_trans=self.k_b_proj_trans,
             v_b_proj=self.v_b_proj,
-            tiles=self.tiles.sparse_attn,
+            tiles=self.tiles,
             out=output,
         )
 

@@ -212,7 +212,8 @@ def _through_groups(x: Tensor) -> Tensor:
     groups = x.unflatten(-1, (-1, 128))
     scale = groups.abs().amax(-1, keepdim=True).clamp_min(1e-10) / 448.0
     codes: Tensor = (groups / scale).to(torch.float8_e4m3fn)
-    return (codes.float() * scale).flatten(-2)
+    restored: Tensor = codes.float() * scale
+    return restored.flatten(-2)
 
 
 def _as_it_is(x: Tensor) -> Tensor:

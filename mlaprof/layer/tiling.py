@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from mlaprof.kernels import tiles
 from mlaprof.kernels.tiles import Dims
@@ -17,15 +17,18 @@ class LayerTiles:
     index_logits: list[int] = field(default_factory=list)
     paged_index_logits: list[int] = field(default_factory=list)
     topk: list[int] = field(default_factory=list)
+    absorb: list[int] = field(default_factory=list)
+    up_project: list[int] = field(default_factory=list)
 
 
 def layer_tiles(dims: Dims, chosen: Mapping[str, Mapping[str, int]]) -> LayerTiles:
     """chosen[kernel] completed by the default's fields; a kernel not chosen is left to its launcher.
 
-    Raises ValueError on an unknown kernel or field.
+    Raises ValueError on a kernel that is unknown or that the layer gives no tiles, and on an unknown field.
     """
-    unknown = set(chosen) - set(tiles.KERNELS)
-    if unknown:
-        raise ValueError(f"tiles: expected kernels of {sorted(tiles.KERNELS)}, got {sorted(unknown)}")
+    kernels = {each.name for each in fields(LayerTiles)}
+    known = [name for name in tiles.KERNELS if tiles.kernel_of(name) in kernels]
+    if unknown := set(chosen) - set(known):
+        raise ValueError(f"tiles: expected kernels of {sorted(known)}, got {sorted(unknown)}")
     packed = {tiles.kernel_of(name): tiles.pack(tiles.complete(name, values, dims)) for name, values in chosen.items()}
     return LayerTiles(**packed)

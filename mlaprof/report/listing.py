@@ -123,10 +123,12 @@ def print_kernels(console: Console) -> None:
         fields.add_row(kernel, ", ".join(tiles.field_names(kernel)))
         presets: dict[str, list[str]] = {}
         for name, shape in PRESETS.items():
-            chosen = tiles.default(kernel, kernel_dims(shape))
-            presets.setdefault(tiles.label(kernel, tiles.as_values(chosen)), []).append(name)
+            dims = kernel_dims(shape)
+            label = tiles.label(kernel, tiles.as_values(tiles.default(kernel, dims)))
+            presets.setdefault("(no legal tiles)" if tiles.illegal(kernel, {}, dims) else label, []).append(name)
         for number, (label, names) in enumerate(presets.items()):
-            defaults.add_row("" if number else kernel, label, ", ".join(names))
+            every = len(names) == len(PRESETS)
+            defaults.add_row("" if number else kernel, label, "all" if every else ", ".join(names))
     console.print(fields)
     console.print()
     console.print(defaults)

@@ -21,6 +21,7 @@ from mlaprof.worker.health import Watch
 from mlaprof.worker.timing import clock_of, sample_arms, timing_of, watch_of
 
 Step = Callable[[], object]
+SLOW = 5.0  # times the fastest of the cell
 
 
 @dataclass(frozen=True)
@@ -69,19 +70,37 @@ def _cell(job: KernelJob, points: list[KernelPoint], clock: Clock, watch: Watch)
         ready.append(proven)
     if not ready:
         return
-    yield Started(kind=job.kind, key=ready[0].point.key, stage="measure")
     try:
-        others = watch.other_processes()
-        rounds = sample_arms(job, {each.point.key: each.step for each in ready}, clock, watch, seed=job.seed)
-        others = max(others, watch.other_processes())
+        groups = _by_pace(ready, clock)
     except Exception as error:
         for lost in ready:
             yield _failure(job, lost.point, "measure", error)
         recover(job)
         return
-    for each in ready:
-        timing = _timing(job, clock, rounds, each, others)
-        yield _measurement(job, case, each.point, Outcome(status="ok"), checks=each.checks, timing=timing)
+    for together in groups:
+        yield Started(kind=job.kind, key=together[0].point.key, stage="measure")
+        try:
+            others = watch.other_processes()
+            rounds = sample_arms(job, {each.point.key: each.step for each in together}, clock, watch, seed=job.seed)
+            others = max(others, watch.other_processes())
+        except Exception as error:
+            for lost in together:
+                yield _failure(job, lost.point, "measure", error)
+            recover(job)
+            continue
+        for each in together:
+            timing = _timing(job, clock, rounds, each, others)
+            yield _measurement(job, case, each.point, Outcome(status="ok"), checks=each.checks, timing=timing)
+
+
+def _by_pace(ready: list[_Proven], clock: Clock) -> list[list[_Proven]]:
+    """Those to be sampled in the same rounds: a chain of plain operations, a hundred times slower than a kernel, would
+    take the time that the other rounds of the cell need."""
+    paces = [clock.sample(each.step).device_s for each in ready]
+    limit = SLOW * min(paces)
+    fast = [each for each, pace in zip(ready, paces, strict=True) if pace <= limit]
+    slow = [each for each, pace in zip(ready, paces, strict=True) if pace > limit]
+    return [fast, slow] if slow else [fast]
 
 
 def _prove(job: KernelJob, case: Case, point: KernelPoint, clock: Clock) -> _Proven:

@@ -14,6 +14,8 @@ from mlaprof import kernel_shapes
 from mlaprof.cases import CASES, Unavailable, poisoned, version
 from mlaprof.cases import case as cases
 from mlaprof.kernels import tiles as kernel_tiles
+from mlaprof.kernels.tiles.hopper_sparse_attn import HopperSparseAttnTiles
+from mlaprof.kernels.tiles.hopper_sparse_decode import HopperSparseDecodeTiles
 
 CPU = torch.device("cpu")
 
@@ -142,13 +144,23 @@ def test_illegal_tiles_are_refused(monkeypatch):
         build("rmsnorm", {"m": 1, "k": 128}).call("triton", {"block_n": 64})
 
 
+def test_fields_say_which_form_of_a_provider_is_meant(monkeypatch):
+    """Hopper has two forms of sparse attention."""
+    monkeypatch.setattr(cases, "need_device", lambda provider, device: None)
+    case = build("sparse_attn", TINY["sparse_attn"][0] | {"num_heads": 64})
+    tiles = [cases.own_tiles(case, "hopper", given, CPU, {}) for given in ({"persistent": 0}, {"num_splits": 2})]
+    assert [type(each) for each in tiles] == [HopperSparseAttnTiles, HopperSparseDecodeTiles]
+    with pytest.raises(ValueError, match="expected fields among"):
+        cases.own_tiles(case, "hopper", {"persistent": 0, "num_splits": 2}, CPU, {})
+
+
 def test_a_form_that_does_not_serve_a_shape_is_unavailable(monkeypatch):
     """Tiles that a user names and are not legal are an error; what a form chooses and cannot run is a gap."""
     monkeypatch.setattr(cases, "need_device", lambda provider, device: None)
     case = build("sparse_attn", TINY["sparse_attn"][0])
 
-    def tiles(chosen, provider="triton"):
-        return cases.own_tiles(case, provider, None, CPU, {"triton": lambda form: chosen(form.TILES)})
+    def tiles(chosen):
+        return cases.own_tiles(case, "triton", None, CPU, {"triton": lambda form: chosen(form.TILES)})
 
     legal = tiles(lambda form: kernel_tiles.default("sparse_attn", kernel_shapes.dims(case.kernel, case.shape)))
     assert legal == kernel_tiles.default("sparse_attn", kernel_shapes.dims(case.kernel, case.shape))
@@ -156,8 +168,8 @@ def test_a_form_that_does_not_serve_a_shape_is_unavailable(monkeypatch):
         tiles(lambda form: None)
     with pytest.raises(Unavailable, match="does not serve this shape: block_n: 7 is not legal"):
         tiles(lambda form: dataclasses.replace(legal, block_n=7))
-    with pytest.raises(Unavailable, match="sparse_attn has no hopper form"):
-        tiles(lambda form: legal, provider="hopper")
+    with pytest.raises(Unavailable, match="group_quant has no hopper form"):
+        cases.own_tiles(build("group_quant", TINY["group_quant"][0]), "hopper", None, CPU, {})
 
 
 def test_topk_counts_repeats_strangers_and_gaps():

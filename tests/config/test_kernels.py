@@ -12,6 +12,8 @@ from mlaprof.errors import ConfigError
 
 SHIPPED = Path(__file__).parents[2] / "configs" / "kernels.yaml"
 GOOD = "name: few\nkernels:\n  topk:\n    shapes:\n      - {num_rows: [1, 3], width: 100, k: 7}\n"
+TWO_FORMS = "name: few\nkernels:\n  sparse_attn:\n    shapes:\n      - {num_tokens: 8, num_rows: 4096, num_heads: 64}\n"
+TWO_FORMS += "    tiles: {hopper: ["
 
 
 @pytest.fixture
@@ -50,6 +52,16 @@ def test_the_shipped_study_loads_and_survives_being_stored(tmp_path):
     assert load_kernel_study(copy) == study
 
 
+def test_tiles_of_either_form_stand_under_their_provider(load, tmp_path):
+    """The fields say which form is meant; what a run keeps of its study says it as well."""
+    study = load(TWO_FORMS + "{persistent: 0}, {block_h: 16, num_splits: 8}]}\n")
+    forms = [choice.kernel for choice in study.kernels["sparse_attn"].tiles["hopper"]]
+    assert forms == ["sparse_attn@hopper", "sparse_attn@hopper_decode"]
+    copy = tmp_path / "again.yaml"
+    copy.write_text(resolved_kernel_yaml(study))
+    assert load_kernel_study(copy) == study
+
+
 def test_only_keeps_the_kernels_named(load):
     text = GOOD + "  group_quant: {shapes: [{m: 1, k: 128}]}\n"
     assert list(load(text, only=["group_quant"]).kernels) == ["group_quant"]
@@ -74,6 +86,9 @@ def test_only_keeps_the_kernels_named(load):
         (GOOD + "    provider: [torch, torch]\n", 6, "torch appears twice", "keep one"),
         (GOOD + "    provider: []\n", 6, "provider: is empty", "leave the key out"),
         (GOOD + "    tiles: {torch: [{block_n: 4}]}\n", 6, "torch takes no tiles here", ""),
+        (TWO_FORMS + "{persistent: 0, block_h: 16}]}\n", 6, "persistent, block_h are not fields of one form", "only"),
+        (TWO_FORMS + "{persistant: 0}]}\n", 6, "hopper[0].persistant: unknown key", "did you mean persistent"),
+        (TWO_FORMS + "{block_h: 128}]}\n", 6, "block_h: 128 is not legal", "16, 32, 64"),
         (GOOD + "launch: []\n", 6, "launch: is empty", "at least one"),
         (GOOD + "launch: [capture]\n", 6, "'capture' is not known here", "eager, graph"),
         (GOOD + "mesure: {}\n", 6, "mesure: unknown key", "did you mean measure"),

@@ -217,6 +217,13 @@ BAD: list[tuple[str, str, int, str, str]] = [
     ),
     ("unknown kernel", GOOD + "tiles: {sparse_atn: [{block_n: 32}]}\n", 5, "tiles.sparse_atn: unknown", "sparse_attn?"),
     ("tiles no list", GOOD + "tiles:\n  sparse_attn: {block_n: 32}\n", 6, "tiles.sparse_attn: expected a list", "list"),
+    (
+        "tiles of a kernel study",
+        GOOD + "tiles: {block_gemm: [{block_m: 64}]}\n",
+        5,
+        "tiles.block_gemm: block_gemm takes tiles in a kernel study only",
+        "leave it out",
+    ),
     ("no alternatives", GOOD + "tiles: {sparse_attn: []}\n", 5, "tiles.sparse_attn: no alternatives", "at least one"),
     ("tile of nothing", GOOD + "tiles: {sparse_attn: [{}]}\n", 5, "tiles.sparse_attn[0]: gives no field", "block_n"),
     (

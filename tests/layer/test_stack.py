@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from mlaprof.kernels.tiles import kernel_of
 from mlaprof.layer import reference
 from mlaprof.layer.tiling import layer_tiles
 from mlaprof.shapes import PRESETS
@@ -81,19 +82,27 @@ def test_a_variant_shares_weights_and_caches_and_leaves_the_original_alone(make_
 def test_tiles_reach_the_kernels_as_an_argument(make_bench, shapes, spy):
     """What the study names is what the op is called with."""
     bench = make_bench(shapes["tiny"], skip_indexer_for_short_seqs=False)
-    chosen = {"sparse_attn": {"block_n": 64}, "index_logits": {"num_warps": 8}, "paged_index_logits": {"num_stages": 1}}
+    chosen = {
+        "sparse_attn@hopper_decode": {"num_splits": 4},
+        "index_logits": {"num_warps": 8},
+        "paged_index_logits": {"num_stages": 1},
+        "topk@hopper": {"num_warps": 16},
+        "absorb": {"block_n": 64},
+        "up_project": {"num_stages": 2},
+    }
     bench.split = bench.monolith.variant(form="split", tiles=layer_tiles(kernel_dims(bench.shape), chosen))
     hidden, positions = bench.load(bench.batch(**MIXED))
     with spy:
         bench.forward(hidden, positions)
-    names = {"sparse_attn": 4, "index_logits": -1, "paged_index_logits": -1}
-    for name, place in names.items():
+    before_out = {"sparse_attn", "topk", "absorb", "up_project"}
+    for name in map(kernel_of, chosen):
+        place = -2 if name in before_out else -1
         [packed] = {tuple(args[place]) for args, _ in spy.of(name)}
         assert list(packed) == getattr(bench.split.attention["0"].tiles, name) != getattr(bench.tiles, name)
 
 
-@pytest.mark.parametrize("chosen", [{"sparse": {}}, {"sparse_attn": {"block": 1}}])
+@pytest.mark.parametrize("chosen", [{"sparse": {}}, {"sparse_attn": {"block": 1}}, {"block_gemm": {}}])
 def test_unknown_tiles_are_refused(chosen):
-    """A kernel or a field that nobody has."""
+    """A kernel or a field that nobody has, and a kernel whose tiles follow from the shape of each product."""
     with pytest.raises(ValueError, match="expected"):
         layer_tiles(kernel_dims(PRESETS["tiny"]), chosen)
