@@ -160,7 +160,13 @@ def wrong_index_rope_pairing(patch: pytest.MonkeyPatch, subject: Subject) -> Non
 
 def double_rotation(patch: pytest.MonkeyPatch, subject: Subject) -> None:
     def twice(
-        real: Callable[..., None], q: Tensor, w: Tensor, cos_sin: Tensor, positions: Tensor, tiles: list[int], out: Tensor
+        real: Callable[..., None],
+        q: Tensor,
+        w: Tensor,
+        cos_sin: Tensor,
+        positions: Tensor,
+        tiles: list[int],
+        out: Tensor,
     ) -> None:
         real(q, w, cos_sin, positions, tiles, out)
         pe = out[..., w.shape[1] :]
