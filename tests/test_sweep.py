@@ -313,9 +313,11 @@ def test_the_worker_ends_with_the_sweep(end):
         next(events)
         events.close()
     else:
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
         threading.Timer(0.5, os.kill, [os.getpid(), signal.SIGINT]).start()
         with pytest.raises(KeyboardInterrupt):
             list(events)
+        signal.signal(signal.SIGINT, before)
 
     assert len(spawn.workers) == 1
     assert wait_for(lambda: processes_of_group(spawn.workers[0].pid) == [])
