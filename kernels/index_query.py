@@ -50,7 +50,7 @@ def index_query_kernel(
 
 
 def index_query(
-    q: Tensor, weights: Tensor, cos_sin: Tensor, positions: Tensor, weight_scale: float, *, interleaved: bool
+    q: Tensor, weights: Tensor, cos_sin: Tensor, positions: Tensor, weight_scale: float, interleaved: bool
 ) -> tuple[Tensor, Tensor]:
     """Rotate and quantise index queries, and fold their scales into the head weights.
 

@@ -134,7 +134,6 @@ def norm_rope(
     k_eps: float,
     cos_sin: Tensor,
     positions: Tensor,
-    *,
     interleaved: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Both RMSNorms and the index key, from the two products that read the layer's input.
@@ -192,7 +191,6 @@ def index_key(
     k_eps: float,
     cos_sin: Tensor,
     positions: Tensor,
-    *,
     interleaved: bool,
 ) -> tuple[Tensor, Tensor]:
     """`norm_rope`'s index key alone: its last two results."""

@@ -48,7 +48,6 @@ def index_key(
     eps: float,
     cos_sin: Tensor,
     positions: Tensor,
-    *,
     interleaved: bool,
 ) -> tuple[Tensor, Tensor]:
     """Codes [num_tokens, 128] e4m3 and scales [num_tokens, 1] fp32 of index keys: LayerNorm, rotation, quantisation."""
@@ -67,7 +66,6 @@ def norm_rope(
     k_eps: float,
     cos_sin: Tensor,
     positions: Tensor,
-    *,
     interleaved: bool,
 ) -> tuple[Tensor, ...]:
     """`project_norms` and `index_key` together."""
@@ -76,7 +74,7 @@ def norm_rope(
 
 
 def index_query(
-    q: Tensor, weights: Tensor, cos_sin: Tensor, positions: Tensor, weight_scale: float, *, interleaved: bool
+    q: Tensor, weights: Tensor, cos_sin: Tensor, positions: Tensor, weight_scale: float, interleaved: bool
 ) -> tuple[Tensor, Tensor]:
     """Codes [num_tokens, heads, 128] e4m3 of rotated index queries, and weights * scale * weight_scale fp32."""
     heads = q.view(q.shape[0], weights.shape[1], -1)

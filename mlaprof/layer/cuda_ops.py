@@ -50,52 +50,12 @@ def _sparse_attn(q: Tensor, cache: Tensor, indices: Tensor, scale: float, packed
     sparse_attn.sparse_attn(q, cache, indices, scale, unpack(packed), out=out)
 
 
-def _norm_rope(
-    fused: Tensor,
-    q_weight: Tensor,
-    kv_weight: Tensor,
-    eps: float,
-    index_k: Tensor,
-    k_weight: Tensor,
-    k_bias: Tensor,
-    k_eps: float,
-    cos_sin: Tensor,
-    positions: Tensor,
-    interleaved: bool,
-) -> tuple[Tensor, ...]:
-    return norm_rope.norm_rope(
-        fused, q_weight, kv_weight, eps, index_k, k_weight, k_bias, k_eps, cos_sin, positions, interleaved=interleaved
-    )
-
-
-def _index_key(
-    index_k: Tensor,
-    k_weight: Tensor,
-    k_bias: Tensor,
-    k_eps: float,
-    cos_sin: Tensor,
-    positions: Tensor,
-    interleaved: bool,
-) -> tuple[Tensor, ...]:
-    return norm_rope.index_key(index_k, k_weight, k_bias, k_eps, cos_sin, positions, interleaved=interleaved)
-
-
-def _index_query(
-    q: Tensor, weights: Tensor, cos_sin: Tensor, positions: Tensor, weight_scale: float, interleaved: bool
-) -> tuple[Tensor, ...]:
-    return index_query.index_query(q, weights, cos_sin, positions, weight_scale, interleaved=interleaved)
-
-
 def _absorb(q: Tensor, w: Tensor, cos_sin: Tensor, positions: Tensor, packed: list[int], out: Tensor) -> None:
     absorb.absorb(q, w, cos_sin, positions, out, unpack(packed))
 
 
 def _up_project(x: Tensor, w: Tensor, packed: list[int], out: Tensor) -> None:
     absorb.up_project(x, w, out, unpack(packed))
-
-
-def _group_quant(x: Tensor) -> tuple[Tensor, Tensor]:
-    return group_quant.group_quant(x)
 
 
 def _block_linear(codes: Tensor, scale: Tensor, weight: Tensor, weight_scale: Tensor, cublaslt: bool) -> Tensor:
@@ -118,15 +78,15 @@ def register(library: torch.library.Library) -> None:
         ("sparse_attn", _sparse_attn),
         ("convert_indices", index_convert.convert_indices),
         ("project_norms", norm_rope.project_norms),
-        ("norm_rope", _norm_rope),
-        ("index_key", _index_key),
-        ("index_query", _index_query),
+        ("norm_rope", norm_rope.norm_rope),
+        ("index_key", norm_rope.index_key),
+        ("index_query", index_query.index_query),
         ("append_latent", cache_write.append_latent),
         ("cache_write", cache_write.cache_write),
         ("gather_index_cache", index_cache.gather_index_cache),
         ("absorb", _absorb),
         ("up_project", _up_project),
-        ("group_quant", _group_quant),
+        ("group_quant", group_quant.group_quant),
         ("block_linear", _block_linear),
     ):
         library.impl(name, launcher, "CUDA")

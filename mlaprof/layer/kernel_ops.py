@@ -83,42 +83,6 @@ def _sparse_attn(q: Tensor, cache: Tensor, indices: Tensor, scale: float, tiles:
     reference.sparse_attn(q, cache, indices, scale, out=out)
 
 
-def _norm_rope(
-    fused: Tensor,
-    q_weight: Tensor,
-    kv_weight: Tensor,
-    eps: float,
-    index_k: Tensor,
-    k_weight: Tensor,
-    k_bias: Tensor,
-    k_eps: float,
-    cos_sin: Tensor,
-    positions: Tensor,
-    interleaved: bool,
-) -> tuple[Tensor, ...]:
-    return reference_fused.norm_rope(
-        fused, q_weight, kv_weight, eps, index_k, k_weight, k_bias, k_eps, cos_sin, positions, interleaved=interleaved
-    )
-
-
-def _index_key(
-    index_k: Tensor,
-    k_weight: Tensor,
-    k_bias: Tensor,
-    k_eps: float,
-    cos_sin: Tensor,
-    positions: Tensor,
-    interleaved: bool,
-) -> tuple[Tensor, ...]:
-    return reference_fused.index_key(index_k, k_weight, k_bias, k_eps, cos_sin, positions, interleaved=interleaved)
-
-
-def _index_query(
-    q: Tensor, weights: Tensor, cos_sin: Tensor, positions: Tensor, weight_scale: float, interleaved: bool
-) -> tuple[Tensor, ...]:
-    return reference_fused.index_query(q, weights, cos_sin, positions, weight_scale, interleaved=interleaved)
-
-
 def _absorb(q: Tensor, w: Tensor, cos_sin: Tensor, positions: Tensor, tiles: list[int], out: Tensor) -> None:
     reference_fused.absorb(q, w, cos_sin, positions, out)
 
@@ -148,9 +112,9 @@ _CPU = {
     "sparse_attn": _sparse_attn,
     "convert_indices": reference.convert_indices,
     "project_norms": reference_fused.project_norms,
-    "norm_rope": _norm_rope,
-    "index_key": _index_key,
-    "index_query": _index_query,
+    "norm_rope": reference_fused.norm_rope,
+    "index_key": reference_fused.index_key,
+    "index_query": reference_fused.index_query,
     "append_latent": reference_fused.append_latent,
     "cache_write": reference_fused.append,
     "gather_index_cache": reference.gather_index_cache,
