@@ -46,9 +46,7 @@ def _cell(job: KernelJob, points: list[KernelPoint], clock: Clock, watch: Watch)
     try:
         case = CASES[points[0].kernel](points[0].shape, seed=job.seed, device=torch.device(job.device))
     except Exception as error:
-        for point in points:
-            yield _failure(job, point, "build", error)
-        recover(job)
+        yield from _lost(job, points, "build", error)
         return
     ready: list[_Proven] = []
     for point in points:
@@ -59,8 +57,7 @@ def _cell(job: KernelJob, points: list[KernelPoint], clock: Clock, watch: Watch)
             yield _measurement(job, case, point, Outcome(status="skipped", stage="verify", reason=str(error)))
             continue
         except Exception as error:
-            yield _failure(job, point, "verify", error)
-            recover(job)
+            yield from _lost(job, [point], "verify", error)
             continue
         if wrong := [check for check in proven.checks if not check.passed]:
             reason = "; ".join(f"{check.name} {check.value:.3g}, limit {check.limit:g}" for check in wrong)
@@ -73,9 +70,7 @@ def _cell(job: KernelJob, points: list[KernelPoint], clock: Clock, watch: Watch)
     try:
         groups = _by_pace(ready, clock)
     except Exception as error:
-        for lost in ready:
-            yield _failure(job, lost.point, "measure", error)
-        recover(job)
+        yield from _lost(job, [each.point for each in ready], "measure", error)
         return
     for together in groups:
         yield Started(kind=job.kind, key=together[0].point.key, stage="measure")
@@ -84,9 +79,7 @@ def _cell(job: KernelJob, points: list[KernelPoint], clock: Clock, watch: Watch)
             rounds = sample_arms(job, {each.point.key: each.step for each in together}, clock, watch, seed=job.seed)
             others = max(others, watch.other_processes())
         except Exception as error:
-            for lost in together:
-                yield _failure(job, lost.point, "measure", error)
-            recover(job)
+            yield from _lost(job, [each.point for each in together], "measure", error)
             continue
         for each in together:
             timing = _timing(job, clock, rounds, each, others)
@@ -127,9 +120,11 @@ def _timing(job: KernelJob, clock: Clock, rounds: Rounds[Reading], done: _Proven
     return timing_of(job, clock, rounds, done.point.key, first_call_s=done.first_call_s, other_processes=others)
 
 
-def _failure(job: KernelJob, point: KernelPoint, stage: Stage, error: Exception) -> KernelMeasurement:
-    outcome = Outcome(status="failed", stage=stage, reason=reason_of(error))
-    return _measurement(job, None, point, outcome)
+def _lost(job: KernelJob, points: list[KernelPoint], stage: Stage, error: Exception) -> Iterator[KernelMeasurement]:
+    """The failure of every Point that error took; then what is left is freed. Raises ContextLost as events.recover."""
+    for point in points:
+        yield _measurement(job, None, point, Outcome(status="failed", stage=stage, reason=reason_of(error)))
+    recover(job)
 
 
 def _measurement(
