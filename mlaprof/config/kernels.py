@@ -12,12 +12,12 @@ from pydantic import Field
 from mlaprof import kernel_shapes
 from mlaprof.config.axes import values
 from mlaprof.config.draft import Draft, did_you_mean
-from mlaprof.config.settings import apply_setting, require_mapping
+from mlaprof.config.settings import drafted
 from mlaprof.config.shape import check_name
-from mlaprof.config.yamltext import KeyPath, dump, read
+from mlaprof.config.yamltext import KeyPath, dump
 from mlaprof.errors import ConfigError
 from mlaprof.kernels import tiles
-from mlaprof.study import PRESETS, KernelStudy, KernelSweep, Launch, MeasureSpec, Part, Preset, TileChoice
+from mlaprof.study import KernelStudy, KernelSweep, Launch, MeasureSpec, Part, Preset, TileChoice
 
 MAX_POINTS = 100_000
 
@@ -52,12 +52,7 @@ def load_kernel_study(
 
     Raises ConfigError: the first complaint in the order of the file, the others as its notes.
     """
-    draft = Draft(read(path))
-    require_mapping(draft, "configs/kernels.yaml")
-    for key, value in PRESETS[preset].items():
-        draft.replace(("measure", key), value, f"--{preset}")
-    for setting in settings:
-        apply_setting(draft, setting)
+    draft = drafted(path, preset, settings, example="configs/kernels.yaml")
     written = dict(draft.value)
     if isinstance(kernels := written.get("kernels"), dict):
         written["kernels"] = {name: _expanded(draft, name, kernel) for name, kernel in kernels.items()}

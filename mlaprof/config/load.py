@@ -38,12 +38,11 @@ from pydantic import Field
 from mlaprof.config.axes import ALIASES, AXES, from_text, values
 from mlaprof.config.draft import Draft, did_you_mean
 from mlaprof.config.legality import check_legality
-from mlaprof.config.settings import apply_setting, require_mapping
+from mlaprof.config.settings import drafted, require_mapping
 from mlaprof.config.shape import check_name, located, read_shape
-from mlaprof.config.yamltext import dump, parse, read
+from mlaprof.config.yamltext import dump, parse
 from mlaprof.errors import ConfigError
 from mlaprof.study import (
-    PRESETS,
     Axes,
     BatchSpec,
     BudgetSpec,
@@ -111,12 +110,7 @@ def load_study(
 
     Raises ConfigError: the first complaint in the order of the file, the others as its notes.
     """
-    draft = Draft(read(path))
-    require_mapping(draft, "configs/quickstart.yaml")
-    for key, value in PRESETS[preset].items():
-        draft.replace(("measure", key), value, f"--{preset}")
-    for setting in settings:
-        apply_setting(draft, setting)
+    draft = drafted(path, preset, settings, example="configs/quickstart.yaml")
     _apply_axes(draft, axes or {})
     study = _study(draft, path.parent)
     check_legality(draft, study)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 from mlaprof.config.draft import Draft, describe
-from mlaprof.config.yamltext import KeyPath, parse
+from mlaprof.config.yamltext import KeyPath, parse, read
 from mlaprof.errors import ConfigError
+from mlaprof.study import PRESETS, Preset
 
 # Setting one of these on the command line takes the place of what the file says instead of it.
 _REPLACES: dict[KeyPath, tuple[KeyPath, ...]] = {
@@ -20,6 +24,18 @@ def require_mapping(draft: Draft, example: str) -> None:
     if not isinstance(draft.value, dict):
         got = "is empty" if draft.value is None else f"holds {describe(draft.value)}, not a study"
         raise ConfigError(got, where=f"{draft.document.where}:1", hint=f"start from a copy of {example}")
+
+
+def drafted(path: Path, preset: Preset, settings: Sequence[str], *, example: str) -> Draft:
+    """The file's mapping, then what preset has of measure, then the settings. Raises ConfigError; example is a study to
+    start from."""
+    draft = Draft(read(path))
+    require_mapping(draft, example)
+    for key, value in PRESETS[preset].items():
+        draft.replace(("measure", key), value, f"--{preset}")
+    for setting in settings:
+        apply_setting(draft, setting)
+    return draft
 
 
 def apply_setting(draft: Draft, setting: str) -> None:
