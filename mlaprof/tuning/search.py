@@ -2,7 +2,7 @@
 
 Up to EXHAUSTIVE configurations all of them, shuffled. Beyond: the seeds, a spread of random ones, and then in turns
 what a forest of the measured ones expects to be fast (its mean less its doubt), the neighbours of the fastest, and
-once in a while a random one, so that a forest misled early is not followed for ever. A configuration that failed counts as
+once in a while a random one, so that a forest misled early is not followed for ever. What failed counts as
 slower than any that ran.
 """
 
@@ -31,7 +31,7 @@ Told = Mapping[Values, float | None]
 
 @dataclass(frozen=True)
 class Space:
-    """Every legal configuration once, each a value a field; features [n, d] for the forest, by default log2 of them."""
+    """Every legal configuration once, a value a field each; features [n, d] for the forest, by default log2 of them."""
 
     configurations: tuple[Values, ...]
     features: Floats

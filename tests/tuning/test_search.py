@@ -44,7 +44,7 @@ def test_a_small_space_is_measured_whole_and_each_once(seed):
 
 
 def test_seeds_come_first_in_their_order_and_once():
-    """What is deployed and the default are measured whatever comes after; one that is not in the space is passed over."""
+    """What is deployed and the default are measured whatever comes after; one outside the space is passed over."""
     seeds = [LARGE[7], LARGE[3], LARGE[7], (1, 1, 1, 1)]
     assert list(searched(LARGE, valley, 5, seeds=seeds))[:2] == [LARGE[7], LARGE[3]]
 
