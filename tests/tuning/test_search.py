@@ -27,9 +27,10 @@ def searched(configurations, seconds, evaluations, *, seeds=(), seed=0):
     told = {}
     space = Space.of(configurations)
     for _ in range(evaluations):
-        each = ask(space, told, seeds=seeds, seed=seed)
-        if each is None:
+        proposal = ask(space, told, seeds=seeds, seed=seed)
+        if proposal is None:
             break
+        each = proposal.values
         assert each not in told
         told[each] = seconds(each)
     return told
@@ -55,7 +56,8 @@ def test_the_same_history_asks_the_same_question():
     space = Space.of(LARGE)
     again: dict = {}
     for each, seconds in told.items():
-        assert ask(space, again, seed=5) == each
+        proposal = ask(space, again, seed=5)
+        assert proposal is not None and proposal.values == each
         again[each] = seconds
 
 
