@@ -8,6 +8,8 @@ Schema history (`PRAGMA user_version`; `PRAGMA application_id` says that the fil
     4   measurement(kind, key, process, record): several processes may time a Point; Timing has latency_s, sustained_s
         and the rounds that were dropped; before, one process timed each, and no round was
     5   kind "kernel": measurements of single kernels, in runs of their own
+    6   kind "search": configurations that a search tried, in runs of tuning, with resources and search of a
+        KernelMeasurement; a KernelPoint may be a twin; the manifest says which tuned tiles a layer was run with
 Old files are read as they are: a new field has a default that says what the old mlaprof did. A field that is new,
 renamed or of another meaning raises the version, because an older mlaprof refuses or misreads it. A run goes on only
 under the schema that it began with.
@@ -34,7 +36,7 @@ from mlaprof.records import AnyMeasurement, KernelMeasurement, Kind, Manifest, M
 from mlaprof.runfile import APPLICATION_ID, LIST_RUNS, connect, open_to_append, publish, reading, writing
 from mlaprof.wire import decode, encode
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 SUFFIX = ".mlaprof"
 
 _SCHEMA = """
@@ -162,6 +164,8 @@ def load(path: Path) -> Run:
 def load_layers(path: Path) -> Run:
     """As load, of a run of the layer. Raises RunFileError on one of single kernels, too."""
     run = load(path)
+    if run.is_of_tuning:
+        raise RunFileError("a run of tuning, not of the layer", where=str(path), hint="`mlaprof show` prints it")
     if run.is_of_kernels:
         hint = "`mlaprof show` prints it; two providers are compared within one run of `mlaprof kernels`"
         raise RunFileError("a run of single kernels, not of the layer", where=str(path), hint=hint)

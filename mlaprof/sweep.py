@@ -26,6 +26,7 @@ from mlaprof.records import (
     KernelPoint,
     Measurement,
     Outcome,
+    PlannedJob,
     Point,
     Stage,
     Started,
@@ -60,7 +61,7 @@ class Plan(Protocol):
     """What to measure: a plan.Plan or a kernel_plan.KernelPlan."""
 
     @property
-    def jobs(self) -> Sequence[AnyJob]: ...
+    def jobs(self) -> Sequence[PlannedJob]: ...
 
     @property
     def skips(self) -> Sequence[AnyMeasurement]: ...
@@ -89,7 +90,7 @@ def sweep(plan: Plan, *, spawn: Spawn = spawn_worker, keep: Keep) -> Iterator[Ev
         yield from _run_job(job, spawn, keep)
 
 
-def _run_job(job: AnyJob, spawn: Spawn, keep: Keep) -> Iterator[Event]:
+def _run_job(job: PlannedJob, spawn: Spawn, keep: Keep) -> Iterator[Event]:
     pending: Pending = {point.key: point for point in job.points}
     while pending:
         before = len(pending)
@@ -115,7 +116,7 @@ class _End:
     reason: str  # first line the cause, then the tail of its output
 
 
-def _run_worker(job: AnyJob, pending: Pending, spawn: Spawn, keep: Keep) -> Generator[Event, None, _End]:
+def _run_worker(job: PlannedJob, pending: Pending, spawn: Spawn, keep: Keep) -> Generator[Event, None, _End]:
     """Let one worker measure pending, and take out of pending what it has measured."""
     started: Started | None = None
     cause = ""
@@ -148,7 +149,7 @@ def _run_worker(job: AnyJob, pending: Pending, spawn: Spawn, keep: Keep) -> Gene
     return _End(started, "\n".join(part for part in (cause, worker.tail) if part))
 
 
-def _read(line: bytes, job: AnyJob, pending: Pending) -> Event:
+def _read(line: bytes, job: PlannedJob, pending: Pending) -> Event:
     """The event of one line. Raises ValueError on anything that is not about job."""
     event = decode_event(line)
     if event.kind != job.kind:
@@ -163,7 +164,7 @@ def _read(line: bytes, job: AnyJob, pending: Pending) -> Event:
     return event
 
 
-def _failed(job: AnyJob, point: Point | KernelPoint, stage: Stage, reason: str) -> AnyMeasurement:
+def _failed(job: PlannedJob, point: Point | KernelPoint, stage: Stage, reason: str) -> AnyMeasurement:
     record = Measurement if isinstance(job, Job) else KernelMeasurement
     return record.model_validate(
         {

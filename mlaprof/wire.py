@@ -5,7 +5,17 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from mlaprof.records import AnyJob, AnyMeasurement, Event, Job, KernelJob, KernelMeasurement, Measurement, Started
+from mlaprof.records import (
+    AnyJob,
+    AnyMeasurement,
+    Event,
+    Job,
+    KernelJob,
+    KernelMeasurement,
+    Measurement,
+    SearchJob,
+    Started,
+)
 
 
 def encode(event: Event) -> str:
@@ -28,9 +38,12 @@ def decode_event(line: str | bytes) -> Event:
 
 
 def decode_job(text: str | bytes) -> AnyJob:
-    """A Job or a KernelJob from its JSON. Raises ValueError on anything else."""
+    """A Job, a KernelJob or a SearchJob from its JSON. Raises ValueError on anything else."""
     value = _json(text)
-    record: type[Job] | type[KernelJob] = KernelJob if _is_kernel(value) else Job
+    kind = value.get("kind") if isinstance(value, dict) else None
+    if kind == "search":
+        return SearchJob.model_validate_json(text)
+    record: type[Job] | type[KernelJob] = KernelJob if kind == "kernel" else Job
     return record.model_validate_json(text)
 
 
@@ -40,7 +53,7 @@ def _measurement(value: Any) -> AnyMeasurement:
 
 
 def _is_kernel(value: Any) -> bool:
-    return isinstance(value, dict) and value.get("kind") == "kernel"
+    return isinstance(value, dict) and value.get("kind") in ("kernel", "search")
 
 
 def _json(line: str | bytes) -> Any:
