@@ -42,7 +42,8 @@ class _Record(BaseModel):
 class Conditions(_Record):
     """What a configuration was tuned under, and holds for."""
 
-    kernel: str  # `kernel` or `kernel@form`, as kernels.tiles names it
+    kernel: str
+    dtypes: str = ""  # of what it reads, where the shape does not say it
     gpu: str
     sm_count: int
     triton: str
@@ -58,12 +59,16 @@ class Entry(_Record):
     conditions: Conditions
     shape: dict[str, int]
     decision: Decision
+    form: str = ""  # `sparse_attn@hopper`, as kernels.tiles names it; empty where the default stays
     values: dict[str, int] | None
     device_s: float
     default_device_s: float
     gain: float  # default over chosen, paired round by round: above 1 is faster
     gain_low: float
     gain_high: float
+    confirmed_low: float | None = None  # of the fresh process alone, which had no part in choosing
+    confirmed_high: float | None = None
+    floor: float = 0.0  # what the default and its own twin differed by, relative; no gain below it counts
     evaluations: int
     seed: int
     date: str
@@ -71,7 +76,7 @@ class Entry(_Record):
 
 
 class Found(NamedTuple):
-    """What serves a shape, and by which rule; values None is the default."""
+    """What serves a shape, and by which rule; values None is the default. entry: the evidence, and the tiles' form."""
 
     values: dict[str, int] | None
     rule: Rule
@@ -96,6 +101,27 @@ def lookup(entries: Iterable[Entry], conditions: Conditions, shape: Mapping[str,
     return Found(None, "default", None)
 
 
+def shipped() -> Path:
+    """The library that comes with a checkout."""
+    return Path(__file__).resolve().parents[2] / "configs" / "tuned"
+
+
+def entries_for(folders: Iterable[Path], conditions: Conditions) -> tuple[Entry, ...]:
+    """What these folders have for a GPU and kernel, an entry of an earlier folder in the place of a later one's.
+
+    Raises ConfigError as load does.
+    """
+    found: tuple[Entry, ...] = ()
+    for folder in reversed(list(folders)):
+        found = merged(found, load(path_of(folder, conditions)))
+    return found
+
+
+def every_file(folder: Path) -> dict[Path, tuple[Entry, ...]]:
+    """All files of a library with their entries. Raises ConfigError as load does."""
+    return {path: load(path) for path in sorted(folder.glob("*/*.json"))}
+
+
 def merged(old: Iterable[Entry], new: Iterable[Entry]) -> tuple[Entry, ...]:
     """Both, an entry of new in the place of an old one of the same conditions and shape; sorted: files compare."""
     found = {_identity(each): each for each in (*old, *new)}
@@ -109,7 +135,7 @@ def path_of(folder: Path, conditions: Conditions) -> Path:
 
 
 def load(path: Path) -> tuple[Entry, ...]:
-    """The entries of a file, none where it is not there. Raises ConfigError on anything but a library of this schema."""
+    """The entries of a file, none where it is not there. Raises ConfigError on all but a library of this schema."""
     try:
         if path.stat().st_size > MAX_BYTES:
             raise _broken(path, f"is larger than {MAX_BYTES >> 20} MiB")

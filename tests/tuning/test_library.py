@@ -14,7 +14,8 @@ from mlaprof.errors import ConfigError
 from mlaprof.tuning.library import Conditions, Entry, load, lookup, merged, path_of, save
 
 HERE = Conditions(
-    kernel="topk@hopper", gpu="NVIDIA H100 80GB HBM3", sm_count=132, triton="3.6.0", cuda="13.0", source="ab", launch="graph", cache="warm",
+    kernel="topk@hopper", gpu="NVIDIA H100 80GB HBM3", sm_count=132, triton="3.6.0", cuda="13.0", source="ab",
+    launch="graph", cache="warm",
 )  # fmt: skip
 
 
