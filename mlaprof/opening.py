@@ -78,7 +78,7 @@ def resumed_run(run: str, results: Path, choice: DeviceChoice, *, study: Study |
         raise ConfigError(
             f"not the study of run {manifest.run_id}", where=str(config), hint="leave CONFIG out, or start a new run"
         )
-    _same_machine(manifest, choice)
+    same_machine(manifest, choice)
     plan = expand(study_from_resolved(manifest.study_yaml), manifest.device)
     return Opening(plan.without(store.done(path)), path, manifest, resumed=True)
 
@@ -105,8 +105,8 @@ def require_gpu_alone(device: Device) -> None:
     )
 
 
-def _same_machine(manifest: Manifest, choice: DeviceChoice) -> None:
-    """A run holds times of one processor only."""
+def same_machine(manifest: Manifest, choice: DeviceChoice) -> None:
+    """A run holds times of one processor only. Raises MachineError where this is another, or `choice` says so."""
     if choice is not DeviceChoice.auto and choice != manifest.device:
         raise MachineError(
             f"run {manifest.run_id} is of device {manifest.device}",
