@@ -239,6 +239,19 @@ class GateFacts(Record):
     after_timing: bool  # checked once more behind the timed rounds
 
 
+class TunedUse(Record):
+    """Which rule of the library of tuned tiles serves a kernel at one place of a sweep."""
+
+    phase: str
+    num_tokens: int
+    context_len: int
+    way: str
+    kernel: str
+    rule: Literal["exact", "bucket", "default"]
+    form: str = ""  # of kernels.tiles; empty where the launcher chooses
+    values: dict[str, int] | None = None
+
+
 Origin = Literal["seed", "all", "random", "model", "neighbour", "unknown"]  # unknown: its process died with it
 
 

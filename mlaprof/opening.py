@@ -11,10 +11,12 @@ from pathlib import Path
 from mlaprof import __version__, store
 from mlaprof.config.load import resolved_yaml, study_from_resolved
 from mlaprof.errors import ConfigError, MachineError
+from mlaprof.facts import TunedUse
 from mlaprof.machine import environment
 from mlaprof.plan import Plan, expand
 from mlaprof.records import Device, Kind, Manifest, work
 from mlaprof.study import Study
+from mlaprof.tuning.serve import served
 
 
 class DeviceChoice(StrEnum):
@@ -38,12 +40,27 @@ class Opening:
 
 
 def new_run(
-    study: Study, choice: DeviceChoice, out_file: Path | None, results: Path, *, command: Sequence[str]
+    study: Study,
+    choice: DeviceChoice,
+    out_file: Path | None,
+    results: Path,
+    *,
+    command: Sequence[str],
+    tuned: Sequence[TunedUse] | None = None,
 ) -> Opening:
-    """A run of all of study, in out_file or under its id in results. Raises MachineError."""
+    """A run of all of study, in out_file or under its id in results.
+
+    tuned   the tuned tiles to run with; None looks them up in the study's libraries
+
+    Raises MachineError, and ConfigError on a library that cannot be read.
+    """
     device = device_of(choice)
     plan = expand(study, device)
     manifest = manifest_of(study.name, device, resolved_yaml(study), plan.planned, command=command)
+    if tuned is None:
+        tuned = served(study, plan.points, manifest.environment, device, results)
+    manifest = manifest.model_copy(update={"tuned": tuple(tuned)})
+    plan = plan.with_tuned(tuned)
     return Opening(plan, out_file or store.default_path(results, manifest.run_id), manifest)
 
 
@@ -80,6 +97,7 @@ def resumed_run(run: str, results: Path, choice: DeviceChoice, *, study: Study |
         )
     same_machine(manifest, choice)
     plan = expand(study_from_resolved(manifest.study_yaml), manifest.device)
+    plan = plan.with_tuned(manifest.tuned)
     return Opening(plan.without(store.done(path)), path, manifest, resumed=True)
 
 

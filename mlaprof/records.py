@@ -22,6 +22,7 @@ from mlaprof.facts import (
     SearchFacts,
     StepCounts,
     Timing,
+    TunedUse,
 )
 from mlaprof.kernels.tiles import label
 from mlaprof.study import (
@@ -91,6 +92,7 @@ class Job(Record):
     capture: CaptureSpec = CaptureSpec()  # sizes as the engine would take them: clamped, without those out of reach
     measure: MeasureSpec
     points: tuple[Point, ...]
+    tuned: tuple[TunedUse, ...] = ()  # tiles of the library where a Point names none of a kernel
 
 
 class Outcome(Record):
@@ -188,6 +190,7 @@ class SearchJob(Record):
     began_at: float  # Unix time when the search began; of a search that was cut off, as if it had not been
     search_s: float  # it ends so long after that
     max_evals: int | None = None  # most to be measured, by this process
+    exhaust: bool = False  # every legal configuration, however many
     compilers: int = 1  # processes that compile beside this one
 
 
@@ -281,6 +284,7 @@ class Manifest(Record):
     study_yaml: str  # the resolved Study
     environment: Environment
     planned: tuple[str, ...]  # `work` of every Measurement the plan will make, in run order
+    tuned: tuple[TunedUse, ...] = ()  # which rule of the library served each kernel; empty where it has no entry
 
 
 class Run(Record):

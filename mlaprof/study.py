@@ -199,6 +199,7 @@ class TuneStudy(Part):
     targets: tuple[TuneTarget, ...]
     budget_s: Annotated[float, Field(gt=0)] = 60.0  # wall time a target, finalists included
     max_evals: PositiveInt | None = None  # configurations measured a target; None: as many as the budget allows
+    exhaust: bool = False  # every legal configuration, however many
     measure: MeasureSpec = MeasureSpec()  # of the finalists
 
 
@@ -234,6 +235,7 @@ class Study(Part):
     batch: BatchSpec = BatchSpec()
     capture: CaptureSpec = CaptureSpec()
     budget: BudgetSpec = BudgetSpec()
+    tuned: str = "auto"  # library of tuned tiles: auto, off, or a folder
     measure: MeasureSpec = MeasureSpec()
 
 
