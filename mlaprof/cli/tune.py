@@ -38,10 +38,9 @@ from mlaprof.tune import Decided, tune
 from mlaprof.tuning import library
 from mlaprof.tuning.entries import entry_of
 from mlaprof.tuning.plan import Search, has_hopper_forms, plan_search
+from mlaprof.tuning.serve import RESULTS_FOLDER
 from mlaprof.tuning.study import load_tune_study, resolved_tune_yaml, tune_study_from_resolved, with_deployed
 from mlaprof.tuning.summary import summarize_tuning
-
-TUNED = "tuned"  # in the folder of results
 
 LibraryOption = Annotated[
     Path | None, typer.Option("--library", help="Folder of the library; by default `tuned` in the folder of results.")
@@ -71,6 +70,9 @@ def tune_(
     max_evals: Annotated[
         int | None, typer.Option("--max-evals", min=1, help="Most configurations to launch a kernel and shape.")
     ] = None,
+    exhaust: Annotated[
+        bool, typer.Option("--exhaust", help="Every legal configuration, as far as the budget goes; minutes to hours.")
+    ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Of inputs, orders and searches.")] = 0,
     setting: SettingOption = None,
     device: DeviceOption = DeviceChoice.auto,
@@ -88,10 +90,12 @@ def tune_(
     results: ResultsDir = RESULTS,
 ) -> None:
     """Search tiles for the kernels of CONFIG, prove the best in a fresh process, and keep it in a library."""
-    into = folder or results / TUNED
+    into = folder or results / RESULTS_FOLDER
     preset = preset_of(quick, rigorous)
     if resume is not None:
-        changed = config or kernel or tokens or mode or max_evals or setting or out_file or preset != "standard"
+        changed = (
+            config or kernel or tokens or mode or max_evals or exhaust or setting or out_file or preset != "standard"
+        )
         if changed or budget != "60s" or seed:
             hint = "leave out CONFIG and everything but --resume, --device, --library and --results"
             raise ConfigError("a resumed tuning keeps its study", where="--resume", hint=hint)
@@ -107,6 +111,7 @@ def tune_(
             mode=mode,
             budget=budget,
             max_evals=max_evals,
+            exhaust=exhaust,
             seed=seed,
             settings=setting or (),
             preset=preset,

@@ -56,6 +56,8 @@ def target_lines(summary: TargetSummary) -> list[str]:
         f"{summary.evaluations} launched" + (" or compiled" if summary.decision.verdict == "not-measured" else ""),
         spent_line(summary.spent, summary.wall_s),
     ]
+    if summary.total_s is not None:
+        lines.append(f"{summary.total_s:.1f} s in all, finalists in two fresh processes included")
     if summary.failures:
         counted = ", ".join(f"{count} {kind}" for kind, count in sorted(summary.failures.items()))
         lines.append(f"without a time of their own: {counted}")
@@ -198,7 +200,8 @@ def _target(summary: TargetSummary) -> dict[str, object]:
         "legal": summary.legal,
         "tried": summary.tried,
         "evaluations": summary.evaluations,
-        "wall_s": summary.wall_s,
+        "search_wall_s": summary.wall_s,
+        "wall_s": summary.total_s,
         "spent": asdict(summary.spent),
         "failures": dict(summary.failures),
         "decision": decision.verdict,

@@ -82,10 +82,16 @@ def search_job(
         first=search.seeds,
         told=tuple(_told(rows)),
         began_at=began_at,
-        search_s=SEARCH_SHARE * study.budget_s,
+        search_s=search_time_s(study),
         max_evals=None if study.max_evals is None else max(0, study.max_evals - evaluated(rows)),
+        exhaust=study.exhaust,
         compilers=compilers,
     )
+
+
+def search_time_s(study: TuneStudy) -> float:
+    """Wall time of a search: what is left of the budget goes to the finalists. Of a whole space they are an extra."""
+    return study.budget_s if study.exhaust else SEARCH_SHARE * study.budget_s
 
 
 def final_measure(study: TuneStudy) -> MeasureSpec:

@@ -57,11 +57,18 @@ class Space:
 
 
 def ask(
-    space: Space, told: Told, *, pending: Iterable[Values] = (), seeds: Sequence[Values] = (), seed: int = 0
+    space: Space,
+    told: Told,
+    *,
+    pending: Iterable[Values] = (),
+    seeds: Sequence[Values] = (),
+    seed: int = 0,
+    exhaustive: int = EXHAUSTIVE,
 ) -> Proposal | None:
     """The next configuration to measure; None when all were. The same for the same arguments.
 
-    pending   asked for and not told yet: taken to be as slow as the median, so that they are not asked for again
+    pending     asked for and not told yet: taken to be as slow as the median, so that they are not asked for again
+    exhaustive  up to so many configurations, all of them
     """
     typical = [seconds for seconds in told.values() if seconds is not None]
     told = {**told, **dict.fromkeys(pending, median(typical) if typical else None)}
@@ -72,7 +79,7 @@ def ask(
     for each in dict.fromkeys(seeds):
         if each in known and each not in told:
             return Proposal(each, "seed")
-    whole = len(order) <= EXHAUSTIVE
+    whole = len(order) <= exhaustive
     for each in order if whole else order[:SPREAD]:
         if each not in told:
             return Proposal(each, "all" if whole else "random")

@@ -33,6 +33,7 @@ def load_tune_study(
     mode: str | None = None,
     budget: str = "60s",
     max_evals: int | None = None,
+    exhaust: bool = False,
     seed: int = 0,
     settings: Sequence[str] = (),
     preset: Preset = "standard",
@@ -43,6 +44,7 @@ def load_tune_study(
     tokens    step sizes to tune for: num_tokens, queries, requests or rows, whatever the kernel counts first
     mode      eager, graph, or a capture mode of the layer, by which each kernel is launched or replayed
     budget    wall time a target, `60s`, `5m`
+    exhaust   every legal configuration; the budget is then the search's alone
 
     Raises ConfigError: on what the file says wrong, and where nothing is left to tune.
     """
@@ -89,7 +91,13 @@ def load_tune_study(
             listed = ", ".join(map(str, sizes))
             raise ConfigError("no target has such a size", where="--tokens", hint=f"{path} has {listed}")
     return TuneStudy(
-        name=name, seed=seed, targets=tuple(targets), budget_s=budget_s, max_evals=max_evals, measure=measure
+        name=name,
+        seed=seed,
+        targets=tuple(targets),
+        budget_s=budget_s,
+        max_evals=max_evals,
+        exhaust=exhaust,
+        measure=measure,
     )
 
 

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from statistics import median
 
 from mlaprof.kernels import tiles
@@ -53,7 +54,8 @@ class TargetSummary:
     legal: int
     tried: int  # rows, launched or not
     evaluations: int
-    wall_s: float
+    wall_s: float  # of the search
+    total_s: float | None  # from its beginning to its last finalist; None before those
     course: tuple[Step, ...]
     spent: Spent
     failures: Mapping[str, int]  # `spills`, `failed at compile`, `incorrect` ... -> how many
@@ -95,6 +97,7 @@ def summarize_target(
         tried=len(rows),
         evaluations=evaluated(rows),
         wall_s=wall_s,
+        total_s=_total_s(rows, finals),
         course=_course(rows),
         spent=Spent(
             check_s,
@@ -127,6 +130,15 @@ def first_time_s(row: KernelMeasurement) -> float | None:
     if row.search is not None and row.search.first_device_s is not None:
         return row.search.first_device_s
     return median(row.timing.device_s) if row.timing is not None and row.timing.device_s else None
+
+
+def _total_s(rows: Sequence[KernelMeasurement], finals: Sequence[KernelMeasurement]) -> float | None:
+    """By the dates of the rows: the search's last says when it began, whatever pauses lay before that."""
+    timed = [(datetime.fromisoformat(each.recorded_at), each.search.at_s) for each in rows if each.search]
+    if not timed or not finals:
+        return None
+    at, after_s = max(timed)
+    return after_s + (max(datetime.fromisoformat(each.recorded_at) for each in finals) - at).total_seconds()
 
 
 def _course(rows: Sequence[KernelMeasurement]) -> tuple[Step, ...]:

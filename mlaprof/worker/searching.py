@@ -27,7 +27,7 @@ from mlaprof.measure.clock import Clock
 from mlaprof.records import Event, KernelPoint, Outcome, SearchJob, Stage, Started
 from mlaprof.study import TileChoice
 from mlaprof.tuning.candidates import candidates, form_of
-from mlaprof.tuning.search import Proposal, Values, ask, settled
+from mlaprof.tuning.search import EXHAUSTIVE, Proposal, Values, ask, settled
 from mlaprof.worker.compilers import Compiled, Compilers
 from mlaprof.worker.events import reason_of, recover
 from mlaprof.worker.health import Watch
@@ -137,8 +137,10 @@ class _Search:
         while len(self.waiting) < self.job.compilers + 2 and not self._over():
             if most is not None and self.measured + len(self.waiting) >= most:
                 return
-            seeds = self.first
-            proposal = ask(self.all.space, self.told, pending=self.waiting, seeds=seeds, seed=self.job.seed)
+            whole = len(self.all.space.configurations) if self.job.exhaust else EXHAUSTIVE
+            proposal = ask(
+                self.all.space, self.told, pending=self.waiting, seeds=self.first, seed=self.job.seed, exhaustive=whole
+            )
             if proposal is None:
                 return
             choice = self.all.choice(proposal.values)
@@ -300,7 +302,9 @@ class _Search:
         most = self.job.max_evals
         if most is not None and self.measured >= most:
             return True
-        return time() - self.job.began_at >= self.job.search_s or settled(self.all.space, self.told)
+        if time() - self.job.began_at >= self.job.search_s:
+            return True
+        return not self.job.exhaust and settled(self.all.space, self.told)
 
     def _values(self, point: KernelPoint) -> Values:
         return self.all.values(TileChoice(kernel=form_of(point), values=point.tiles or {}))
