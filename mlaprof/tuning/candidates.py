@@ -33,6 +33,8 @@ class Candidates:
 
     def values(self, choice: TileChoice) -> Values:
         """Raises ValueError on a form that is not among these."""
+        if choice.kernel not in self.forms:
+            raise ValueError(f"form: expected one of {', '.join(self.forms)}, got {choice.kernel}")
         return (self.forms.index(choice.kernel), *(choice.values.get(name, ABSENT) for name in self.fields))
 
     def point(self, choice: TileChoice) -> KernelPoint:
