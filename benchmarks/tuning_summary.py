@@ -1,6 +1,6 @@
 """results/reference/tuning-h100/summary.json: what each tuning came to, with the replay of the spaces beside it.
 
-python benchmarks/tuning_summary.py FOLDER RUN...     RUNs of `mlaprof tune`; reads FOLDER/replay.json where there is one
+python benchmarks/tuning_summary.py FOLDER RUN...     RUNs of `mlaprof tune`; FOLDER/replay.json where there is one
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def main() -> int:
 
 
 def fraction(replay: dict[str, Any], target: dict[str, Any]) -> dict[str, float] | None:
-    """Evaluations -> median fraction of the optimum of our search on this very space; None where it was not exhausted."""
+    """Evaluations -> median fraction of the optimum that our search reaches; None where the space was not exhausted."""
     for found in replay["spaces"].values():
         if (found["kernel"], found["shape"], found["launch"]) == (target["kernel"], target["shape"], target["launch"]):
             ours = next(each for name, each in found["fraction_of_optimum"].items() if "under way" in name)
