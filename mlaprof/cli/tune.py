@@ -121,7 +121,11 @@ def tune_(
         for search in opening.searches:
             legal = len(search.space.space.configurations)
             print_line(f"{search.label}: {legal} legal of {search.space.declared}", out)
-        print_line(f"{len(opening.searches)} searches of at most {opening.study.budget_s:g} s; nothing was run", out)
+        count = len(opening.searches)
+        print_line(
+            f"{count} {'search' if count == 1 else 'searches'} of at most {opening.study.budget_s:g} s; nothing was run",
+            out,
+        )
         return
     if not shared_gpu:
         require_gpu_alone(opening.manifest.device)
