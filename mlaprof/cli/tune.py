@@ -121,11 +121,8 @@ def tune_(
         for search in opening.searches:
             legal = len(search.space.space.configurations)
             print_line(f"{search.label}: {legal} legal of {search.space.declared}", out)
-        count = len(opening.searches)
-        print_line(
-            f"{count} {'search' if count == 1 else 'searches'} of at most {opening.study.budget_s:g} s; nothing was run",
-            out,
-        )
+        many = "1 search" if len(opening.searches) == 1 else f"{len(opening.searches)} searches"
+        print_line(f"{many} of at most {opening.study.budget_s:g} s; nothing was run", out)
         return
     if not shared_gpu:
         require_gpu_alone(opening.manifest.device)

@@ -57,9 +57,12 @@ def search_job(job: SearchJob) -> Iterator[Event]:
     Where no kernel can run, each is compiled and has no time. Raises ContextLost as events.recover does, ConfigError
     on an empty space.
     """
+    # Signs of life: importing torch, a CUDA context and the inputs each take seconds, and no row is near.
+    yield Started(kind="search", key=job.target.kernel, stage="build")
     clock = clock_of(job)
     with torch.inference_mode(), Nvml() as nvml, Compilers(job.compilers) as compilers:
         search = _Search(job, clock, compilers)
+        yield Started(kind="search", key=job.target.kernel, stage="compile")
         yield from search.run()
         compilers.close()  # from here on nothing else runs
         if search.case is not None:
