@@ -206,4 +206,6 @@ def _why_not(
         return f"the default was not timed: {ended.status} at {ended.stage}: {ended.reason.splitlines()[0]}"
     if any(each.outcome.status == "compiled" for each in searched):
         return "compiled only: there is no GPU here, and no time without one"
+    if not finals and any(each.timing is not None for each in searched):
+        return "interrupted before its finalists were measured; --resume goes on"
     return "no configuration was timed"

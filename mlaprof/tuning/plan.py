@@ -12,8 +12,8 @@ from mlaprof.records import Device, Environment, KernelMeasurement, Kind, Search
 from mlaprof.study import MeasureSpec, TileChoice, TuneStudy, TuneTarget
 from mlaprof.tuning.candidates import Candidates, candidates, forms_on
 
-SEARCH_SHARE = 0.55  # of the budget; what is left goes to two fresh processes and their starts
-CELL_SHARE = 0.1  # of the budget may the finalists' rounds take in one process
+SEARCH_SHARE = 0.5  # of the budget; what is left goes to two fresh processes and their starts
+CELL_SHARE = 0.07  # of the budget may the finalists' rounds take in one process
 SILENCE_S = 60.0  # of a searching worker at most: a start from a cold disk, or one hung configuration
 
 

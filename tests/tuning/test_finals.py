@@ -105,3 +105,8 @@ def test_the_second_process_has_inputs_of_its_own():
     one, two = final_jobs(points, "cuda", MeasureSpec(), seed=5)
     assert (one.process, one.seed, two.process, two.seed) == (0, 5, 1, 6)
     assert final_points(TARGET, [searched(OTHER, None, status="failed", stage="compile")], DEFAULT, None) == ()
+
+
+def test_a_search_without_its_finalists_says_how_to_go_on():
+    decision = decide(TARGET, [searched(OTHER, 9e-6)], [], DEFAULT, None)
+    assert decision.verdict == "not-measured" and "--resume" in decision.reason

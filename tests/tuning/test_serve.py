@@ -128,3 +128,13 @@ def test_a_step_of_the_layer_names_kernels_of_its_own_dimensions_alone(study):
     other = study.layer.model_copy(update={"shape": study.layer.shape.__class__(**{
         **study.layer.shape.__dict__, "v_head_dim": 256})})  # fmt: skip
     assert "up_project" not in {each.kernel for each in targets_of(study.model_copy(update={"layer": other}))}
+
+
+def test_a_comparison_is_told_that_one_run_had_tuned_tiles(study, here, tmp_path, fake_runs):
+    from mlaprof.analysis.differences import notes
+
+    stored(tmp_path / "tuned", here, study)
+    plain = fake_runs.make_run([]).manifest
+    told = list(notes(plain, plain.model_copy(update={"tuned": uses(study, here, tmp_path)})))
+    assert [(each.name, each.base) for each in told] == [("tuned tiles", "none")]
+    assert "absorb m16.n64" in told[0].new and "t64 split_piecewise" in told[0].new
