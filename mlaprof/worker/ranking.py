@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 import torch
@@ -22,6 +23,7 @@ from mlaprof.worker.timing import ORDERS_APART, timing_of
 FIRST_SAMPLES = 5
 SLOW = 2.0  # times the fastest so far: one sample says enough (Helion #1392)
 AGAIN_LIMITS = Limits(min_samples=8, max_samples=40, ci_half_width=0.005, time_s=3.0, warmup_s=0.1)
+MAX_STACK_BYTES = 512  # a thread, a proposal: a few spilled registers may be the fastest, so much never
 OFFLINE_TARGET = 90  # compute capability that is compiled for where there is no GPU: Hopper
 
 
@@ -72,6 +74,21 @@ def resources_of(choice: TileChoice, built: Built, target: int) -> KernelResourc
         stack_bytes=built.resources.stack_bytes,
         shared_bytes=built.resources.shared_bytes,
     )
+
+
+def too_much(built: Built) -> str:
+    """Why what the compiler made is not worth a launch; empty where it is."""
+    found = built.resources
+    if found.shared_bytes > tiles.SHARED_LIMIT_BYTES:
+        return f"{found.shared_bytes:,} bytes of shared memory, above {tiles.SHARED_LIMIT_BYTES:,}"
+    if found.stack_bytes > MAX_STACK_BYTES:
+        return f"spills: {found.stack_bytes:,} bytes of stack a thread, above {MAX_STACK_BYTES}"
+    return ""
+
+
+def runs_kernels(job: SearchJob) -> bool:
+    """Whether a kernel of ours can run here: on a GPU, or slowly in Triton's interpreter."""
+    return job.device == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def target_of(job: SearchJob) -> int:

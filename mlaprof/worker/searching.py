@@ -8,7 +8,6 @@ times do not see them, because the queue is filled before the device starts (mea
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -32,10 +31,9 @@ from mlaprof.worker.compilers import Compiled, Compilers
 from mlaprof.worker.events import reason_of, recover
 from mlaprof.worker.health import Watch
 from mlaprof.worker.kernels import Proven, kernel_measurement, prove
-from mlaprof.worker.ranking import few_samples, resources_of, rounds_again, target_of, timed_row
+from mlaprof.worker.ranking import few_samples, resources_of, rounds_again, runs_kernels, target_of, timed_row, too_much
 from mlaprof.worker.timing import clock_of, watch_of
 
-MAX_STACK_BYTES = 512  # a thread; a few spilled registers may still be the fastest, half a kilobyte never was
 AGAIN = 1.5  # within so many times of the fastest, a configuration is sampled once more at the end
 MOST_AGAIN = 12
 
@@ -176,16 +174,9 @@ class _Search:
         if compiled.built is None:
             yield from self._ended(candidate, Outcome(status="failed", stage="compile", reason=compiled.reason))
             return
-        found = compiled.built.resources
-        if values not in self.first:
-            if found.shared_bytes > tiles.SHARED_LIMIT_BYTES:
-                reason = f"{found.shared_bytes:,} bytes of shared memory, above {tiles.SHARED_LIMIT_BYTES:,}"
-                yield from self._ended(candidate, Outcome(status="skipped", stage="compile", reason=reason))
-                return
-            if found.stack_bytes > MAX_STACK_BYTES:
-                reason = f"spills: {found.stack_bytes:,} bytes of stack a thread, above {MAX_STACK_BYTES}"
-                yield from self._ended(candidate, Outcome(status="skipped", stage="compile", reason=reason))
-                return
+        if values not in self.first and (reason := too_much(compiled.built)):
+            yield from self._ended(candidate, Outcome(status="skipped", stage="compile", reason=reason))
+            return
         if self.case is None:
             self.measured += 1
             yield from self._ended(candidate, Outcome(status="compiled", stage="compile"))
@@ -311,8 +302,3 @@ class _Search:
 
     def _values(self, point: KernelPoint) -> Values:
         return self.all.values(TileChoice(kernel=form_of(point), values=point.tiles or {}))
-
-
-def runs_kernels(job: SearchJob) -> bool:
-    """Whether a kernel of ours can run here: on a GPU, or slowly in Triton's interpreter."""
-    return job.device == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"
