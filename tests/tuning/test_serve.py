@@ -138,3 +138,18 @@ def test_a_comparison_is_told_that_one_run_had_tuned_tiles(study, here, tmp_path
     told = list(notes(plain, plain.model_copy(update={"tuned": uses(study, here, tmp_path)})))
     assert [(each.name, each.base) for each in told] == [("tuned tiles", "none")]
     assert "absorb m16.n64" in told[0].new and "t64 split_piecewise" in told[0].new
+
+
+@pytest.mark.parametrize("name", ["tune-v3.2", "exhaust-v3.2", "kernels", "v3.2-tp8-decode", "quickstart"])
+def test_every_shipped_study_can_be_tuned_and_stored(name):
+    """Kernel studies and layers alike: each target has a space that holds the launcher's own choice."""
+    from mlaprof.tuning.plan import plan_search
+    from mlaprof.tuning.study import load_tune_study, resolved_tune_yaml, tune_study_from_resolved
+
+    path = Path(__file__).parents[2] / "configs" / f"{name}.yaml"
+    asked = load_tune_study(path)
+    assert asked.targets and tune_study_from_resolved(resolved_tune_yaml(asked)) == asked
+    one_of_each = {target.kernel: target for target in asked.targets}
+    for target in one_of_each.values():
+        search = plan_search(target, hopper=True)
+        assert search.space.values(search.default) in search.space.space.configurations
