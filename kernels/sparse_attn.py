@@ -232,13 +232,9 @@ def _choose(q: Tensor, cache: Tensor, topk: int, kv_lora_rank: int) -> Tiles:
     packed = cache.dtype == torch.uint8
     if not is_hopper(q.device) or _beyond_hopper(q, cache, kv_lora_rank):
         return plain.choose(num_tokens, num_heads, topk, fp8=packed)
-    few = decode.choose(num_tokens, num_heads, topk, packed=packed)
-    if not packed:
-        return few if decode.pays(num_tokens, num_heads) else prefill.choose(num_tokens, num_heads, topk)
-    many = prefill.choose(num_tokens, num_heads, topk, packed=True)
-    few_us = decode.estimate_us(few, num_tokens, num_heads, topk, packed=True)
-    few_pays = num_heads <= 32 or few_us <= prefill.packed_us(many, num_tokens, num_heads, topk)
-    return few if few_pays else many
+    if decode.pays(num_tokens, num_heads, topk, packed=packed):
+        return decode.choose(num_tokens, num_heads, topk, packed=packed)
+    return prefill.choose(num_tokens, num_heads, topk, packed=packed)
 
 
 def _on_hopper(

@@ -26,12 +26,15 @@ def _no(shape: Shape) -> bool:
     return False
 
 
+def _step(shape: Shape) -> tuple[int, int, int]:
+    """What attention chooses by."""
+    return shape["num_tokens"], shape["num_heads"], shape["topk"]
+
+
 # A form -> whether its launcher leaves this shape to another form, where that depends on more than the tiles' legality.
 _LEAVES: dict[str, Callable[[Shape], bool]] = {
-    "sparse_attn@hopper": lambda s: bool(s["fp8_cache"]) or hopper_sparse_decode.pays(s["num_tokens"], s["num_heads"]),
-    "sparse_attn@hopper_decode": lambda s: (
-        bool(s["fp8_cache"]) or not hopper_sparse_decode.pays(s["num_tokens"], s["num_heads"])
-    ),
+    "sparse_attn@hopper": lambda s: hopper_sparse_decode.pays(*_step(s), packed=bool(s["fp8_cache"])),
+    "sparse_attn@hopper_decode": lambda s: not hopper_sparse_decode.pays(*_step(s), packed=bool(s["fp8_cache"])),
     "paged_index_logits@hopper": lambda s: not hopper_paged_index_logits.fits(s["next_n"], s["index_n_heads"]),
     "topk@hopper": lambda s: s["width"] > hopper_topk.MAX_WIDTH,
     "absorb@hopper": lambda s: not hopper_absorb.pays(s["num_tokens"], s["num_heads"]),
@@ -40,11 +43,9 @@ _LEAVES: dict[str, Callable[[Shape], bool]] = {
 
 # A form -> its module's choice; the arguments are its launcher's.
 _CHOICES: dict[str, Callable[[Shape], tiles.Tiles | None]] = {
-    "sparse_attn": lambda s: tiles.sparse_attn.choose(
-        s["num_tokens"], s["num_heads"], s["topk"], fp8=bool(s["fp8_cache"])
-    ),
-    "sparse_attn@hopper": lambda s: tiles.hopper_sparse_attn.choose(s["num_tokens"], s["num_heads"], s["topk"]),
-    "sparse_attn@hopper_decode": lambda s: hopper_sparse_decode.choose(s["num_tokens"], s["num_heads"], s["topk"]),
+    "sparse_attn": lambda s: tiles.sparse_attn.choose(*_step(s), fp8=bool(s["fp8_cache"])),
+    "sparse_attn@hopper": lambda s: tiles.hopper_sparse_attn.choose(*_step(s), packed=bool(s["fp8_cache"])),
+    "sparse_attn@hopper_decode": lambda s: hopper_sparse_decode.choose(*_step(s), packed=bool(s["fp8_cache"])),
     "index_logits": lambda s: tiles.index_logits.choose(s["num_queries"], s["num_keys"], s["index_n_heads"]),
     "index_logits@hopper": lambda s: tiles.hopper_index_logits.choose(
         s["num_queries"], s["num_keys"], s["index_n_heads"]
@@ -78,8 +79,6 @@ def choices(kernel: str, shape: Shape, *, hopper: bool) -> tuple[TileChoice, ...
 
 def serves(form: str, shape: Shape) -> bool:
     """Whether a form runs this shape at all; which of its tiles are legal is another matter."""
-    if form.startswith("sparse_attn@"):
-        return not shape["fp8_cache"]
     if form == "topk@hopper":
         return shape["width"] <= hopper_topk.MAX_WIDTH
     if form == "paged_index_logits@hopper":

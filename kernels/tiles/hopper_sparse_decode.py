@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
+from mlaprof.kernels.tiles import hopper_sparse_attn as prefill
 from mlaprof.kernels.tiles.joining import joined_us
 from mlaprof.kernels.tiles.limits import NUM_SMS, Dims, padded_heads
 
@@ -60,9 +61,21 @@ def choose(num_tokens: int, num_heads: int, topk: int, *, packed: bool = False) 
     return min(candidates, key=cost)
 
 
-def pays(num_tokens: int, num_heads: int) -> bool:
-    """Whether this form ends first: with a token and 64 heads for half the multiprocessors the one for prefill does."""
-    return num_heads <= 32 or 2 * num_tokens * -(-num_heads // 64) <= NUM_SMS
+def pays(num_tokens: int, num_heads: int, topk: int, *, packed: bool = False) -> bool:
+    """Whether this form ends first, each with the tiles that it would choose.
+
+    Of a bf16 cache the one for prefill does once a token and 64 heads take more than half the multiprocessors.
+    """
+    if num_heads <= 32:
+        return True
+    if not packed:
+        return 2 * num_tokens * -(-num_heads // 64) <= NUM_SMS
+    few, many = (
+        choose(num_tokens, num_heads, topk, packed=True),
+        prefill.choose(num_tokens, num_heads, topk, packed=True),
+    )
+    few_us = estimate_us(few, num_tokens, num_heads, topk, packed=True)
+    return few_us <= prefill.packed_us(many, num_tokens, num_heads, topk)
 
 
 def estimate_us(

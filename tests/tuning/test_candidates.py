@@ -48,9 +48,10 @@ def test_the_first_choice_is_the_form_that_the_launcher_takes_on_hopper(kernel, 
     assert choices(kernel, target(kernel, num_tokens=tokens).shape, hopper=True)[0].kernel == form
 
 
-def test_a_packed_cache_has_the_portable_form_alone():
-    of = target("sparse_attn", fp8_cache=1)
-    assert forms_on("sparse_attn", of.shape, hopper=True) == ("sparse_attn",)
+def test_a_packed_cache_is_served_by_every_form():
+    of = target("sparse_attn", num_tokens=64, num_heads=128, fp8_cache=1)
+    assert len(forms_on("sparse_attn", of.shape, hopper=True)) == 3
+    assert choices("sparse_attn", of.shape, hopper=True)[0].kernel == "sparse_attn@hopper"
 
 
 def test_a_hopper_block_below_the_row_is_no_candidate():
