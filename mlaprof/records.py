@@ -22,6 +22,7 @@ from mlaprof.facts import (
     StepCounts,
     Timing,
 )
+from mlaprof.faults import Fault
 from mlaprof.kernels.tiles import label
 from mlaprof.study import (
     PR_BOUNDARY,
@@ -95,6 +96,12 @@ class Outcome(Record):
     status: Status
     stage: Stage = "measure"
     reason: str = ""
+    fault: Fault = ""
+
+    @property
+    def cause(self) -> str:
+        """`timeout: no sign of life for 300 s`: the fault, where it has a name, and the reason."""
+        return f"{self.fault}: {self.reason}" if self.fault not in ("", "error") else self.reason
 
     @property
     def usable(self) -> bool:
@@ -225,6 +232,7 @@ class Environment(Record):
     python: str
     packages: dict[str, str]  # distribution -> version, of those that can change a number
     kernel_source_sha256: str  # of kernels/*.py
+    source_sha256: str = ""  # of every other module of mlaprof; "": an older run did not ask
     git_commit: str | None = None
     git_dirty: bool | None = None
     variables: dict[str, str] = Field(default={})  # environment variables that change behaviour
@@ -251,6 +259,7 @@ class Manifest(Record):
     study_yaml: str  # the resolved Study
     environment: Environment
     planned: tuple[str, ...]  # `work` of every Measurement the plan will make, in run order
+    forced: tuple[str, ...] = ()  # for each --resume --force: when, and what had changed since the run began
 
 
 class Run(Record):

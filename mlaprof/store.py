@@ -8,6 +8,8 @@ Schema history (`PRAGMA user_version`; `PRAGMA application_id` says that the fil
     4   measurement(kind, key, process, record): several processes may time a Point; Timing has latency_s, sustained_s
         and the rounds that were dropped; before, one process timed each, and no round was
     5   kind "kernel": measurements of single kernels, in runs of their own
+    6   an Outcome names its fault; the Environment has a hash of mlaprof's own source, and the Manifest what changed
+        when a run was gone on with by --force
 Old files are read as they are: a new field has a default that says what the old mlaprof did. A field that is new,
 renamed or of another meaning raises the version, because an older mlaprof refuses or misreads it. A run goes on only
 under the schema that it began with.
@@ -34,7 +36,7 @@ from mlaprof.records import AnyMeasurement, KernelMeasurement, Kind, Manifest, M
 from mlaprof.runfile import APPLICATION_ID, LIST_RUNS, connect, open_to_append, publish, reading, writing
 from mlaprof.wire import decode, encode
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 SUFFIX = ".mlaprof"
 
 _SCHEMA = """

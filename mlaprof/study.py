@@ -99,6 +99,19 @@ class BatchSpec(Part):
     seed: int = 0  # of hidden states, cache contents and page tables
 
 
+Seconds = Annotated[float, Field(gt=0)]
+
+
+class StageLimits(Part):
+    """The longest that a worker may be silent in a stage of one cell, in seconds; None: measure.point_timeout_s."""
+
+    build: Seconds | None = None
+    compile: Seconds | None = None
+    capture: Seconds | None = None
+    verify: Seconds | None = None
+    measure: Seconds | None = None
+
+
 class MeasureSpec(Part):
     """How a cell is timed. The defaults are the preset `standard`."""
 
@@ -114,8 +127,14 @@ class MeasureSpec(Part):
     )
     twin: bool = True  # each cell's baseline is timed twice: what the two differ by is the run's A/A floor
     point_timeout_s: Annotated[float, Field(gt=0)] = 300.0  # one stage of one cell, in the worker
+    limits_s: StageLimits = StageLimits()  # in place of point_timeout_s, of single stages
     memory: bool = True  # one fresh process a mode for the memory ledger
     counts: bool = True  # one profiled process for what each step launches, copies and waits for
+
+    def limit_s(self, stage: str) -> float:
+        """The longest that a worker may be silent in a stage, in seconds; one without a limit has point_timeout_s."""
+        limit_s: float | None = getattr(self.limits_s, stage, None)
+        return self.point_timeout_s if limit_s is None else limit_s
 
 
 Preset = Literal["quick", "standard", "rigorous"]

@@ -22,6 +22,7 @@ Sources = Mapping[str, str]
 FLOORS = {
     "mlaprof": 0,  # the package itself: its version; no prefix for the modules inside
     "mlaprof.errors": 0,
+    "mlaprof.faults": 0,
     "mlaprof.shapes": 0,
     "mlaprof.kernel_shapes": 0,
     "mlaprof.kernels": 0,
@@ -46,6 +47,7 @@ FLOORS = {
     "mlaprof.machine": 2,
     "mlaprof.analysis": 2,
     "mlaprof.verify": 2,
+    "mlaprof.blame": 2,
     "mlaprof.opening": 3,
     "mlaprof.sweep": 3,
     "mlaprof.confirm": 3,

@@ -54,6 +54,7 @@ from mlaprof.study import (
     PositiveInt,
     Preset,
     Selector,
+    StageLimits,
     Study,
     TileChoice,
     WeightsSpec,
@@ -92,6 +93,7 @@ _KEYS: dict[str, Sequence[str]] = {
     "capture": tuple(CaptureSpec.model_fields),
     "budget": tuple(BudgetSpec.model_fields),
     "measure": tuple(MeasureSpec.model_fields),
+    "measure.limits_s": tuple(StageLimits.model_fields),
 }
 
 
