@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import os
 import selectors
-import shutil
 import signal
 import subprocess
 import tempfile
@@ -33,6 +32,7 @@ class Child:
         self._scratch = scratch.make()
         self._token = descendants.new_token()
         self._marked = ""
+        self._keeper: descendants.Keeper | None = None
         self._mark = tempfile.TemporaryFile(dir=self._scratch)  # noqa: SIM115  open as long as the child is
         lines, lines_child = os.pipe()
         output, output_child = os.pipe()
@@ -47,6 +47,7 @@ class Child:
             "TMPDIR": self._scratch,
         }
         try:
+            self._keeper = descendants.Keeper(self._token, self._scratch)
             # A file, not a pipe: a child that never reads its stdin cannot block us.
             with tempfile.TemporaryFile(dir=self._scratch) as given:
                 given.write(stdin)
@@ -135,7 +136,7 @@ class Child:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
-        descendants.kill_all(self._token)
+        descendants.kill_all(self._token)  # before the pipes are drained, which they may still be writing to
         for _ in range(_DRAIN_READS):
             if not self._selector.get_map() or not self._read(0):
                 break
@@ -170,7 +171,9 @@ class Child:
         os.close(self._lines)
         os.close(self._output)
         self._mark.close()
-        shutil.rmtree(self._scratch, ignore_errors=True)
+        descendants.clear(self._token, self._scratch)
+        if self._keeper is not None:
+            self._keeper.dismiss()
 
 
 def ending(returncode: int) -> str:
