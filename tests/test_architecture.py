@@ -35,6 +35,7 @@ FLOORS = {
     "mlaprof.wire": 1,
     "mlaprof.checkpoint": 1,
     "mlaprof.runfile": 1,
+    "mlaprof.runlock": 1,
     "mlaprof.skips": 1,
     "mlaprof.config": 1,
     "mlaprof.layer": 1,

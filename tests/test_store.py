@@ -128,10 +128,11 @@ def test_an_existing_file_is_never_overwritten(tmp_path, content):
 def test_create_without_hard_links_still_never_overwrites(tmp_path, monkeypatch):
     """On a file system without links the run appears by a rename."""
 
-    def refuse(source: Path, target: Path) -> None:
+    def refuse(*arguments: object, **options: object) -> None:
         raise OSError("operation not supported")
 
     monkeypatch.setattr(os, "link", refuse)
+    monkeypatch.setattr(os, "O_TMPFILE", os.O_DIRECTORY | os.O_CREAT)  # which every file system refuses
     path = write_run(tmp_path / "run.mlaprof", 1)
 
     with pytest.raises(RunFileError, match="never overwritten"):
