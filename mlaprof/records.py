@@ -232,7 +232,7 @@ class Environment(Record):
     python: str
     packages: dict[str, str]  # distribution -> version, of those that can change a number
     kernel_source_sha256: str  # of kernels/*.py
-    source_sha256: str = ""  # of every other module of mlaprof; "": an older run did not ask
+    source_sha256: str = ""  # of every module of mlaprof, kernels included; "": an older run did not ask
     git_commit: str | None = None
     git_dirty: bool | None = None
     variables: dict[str, str] = Field(default={})  # environment variables that change behaviour

@@ -55,6 +55,7 @@ def summarize(run: Run) -> Summary:
         piecewise_vs_breakable=piecewise_vs_breakable(cells, arms),
         boundary_prices=boundary_prices(cells, arms),
         floor=noise_floor(twin_arms, {key: arm for key, arm in arms.items() if not by_key[key].tiles}),
+        forced=manifest.forced,
     )
 
 
@@ -81,6 +82,7 @@ def _cell(key: str, seen: Seen, arms: Mapping[str, Arm], *, emulated: bool) -> C
         emulated=leading.emulated if leading else emulated,
         stage="" if outcome in ("ok", "compiled", "missing") or leading is None else leading.outcome.stage,
         reason=seen.reason,
+        fault="" if leading is None else leading.outcome.fault,
         notes=(*seen.notes, "the timing holds no samples") if unsampled else seen.notes,
         memory=next((each.memory for each in seen.of("memory", "timing") if each.memory), None),
         graph=next((each.graph for each in seen.of("timing", "memory", "counts") if each.graph), None),

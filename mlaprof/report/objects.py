@@ -68,6 +68,7 @@ def cell_object(cell: Cell) -> dict[str, Any]:
         "outcome": cell.outcome,
         "stage": cell.stage,
         "reason": cell.reason,
+        "fault": cell.fault,
         "notes": list(cell.notes),
         "emulated": cell.emulated,
         **{name: _estimate(getattr(cell, name)) for name in ESTIMATES},
@@ -138,7 +139,7 @@ def flat(cell: Cell) -> dict[str, Any]:
 
 _PLAIN = (
     *("key", "preset", "phase", "num_tokens", "context_len", "mode", "boundary", "way", "tiles"),
-    *("outcome", "stage", "reason", "notes"),
+    *("outcome", "stage", "reason", "fault", "notes"),
     *(
         "emulated",
         "margin_s",
