@@ -29,6 +29,7 @@ from mlaprof.study import (
     BatchSpec,
     Boundary,
     CaptureSpec,
+    FaultSpec,
     Launch,
     LayerSpec,
     MeasureSpec,
@@ -90,6 +91,7 @@ class Job(Record):
     capture: CaptureSpec = CaptureSpec()  # sizes as the engine would take them: clamped, without those out of reach
     measure: MeasureSpec
     points: tuple[Point, ...]
+    faults: tuple[FaultSpec, ...] = ()  # in drills
 
 
 class Outcome(Record):

@@ -221,6 +221,38 @@ class Selector(Part):
     boundary: Boundary | None = None
 
 
+DRILL_VARIABLE = "MLAPROF_DRILL"  # "1" lets a checkout read and do what a study's `faults:` say
+DrilledFault = Literal[
+    "illegal_address",
+    "misaligned_address",
+    "endless_kernel",
+    "device_oom",
+    "host_oom",
+    "abort",
+    "segfault",
+    "sigkill",
+    "sigint",
+    "sigterm",
+    "exit",
+    "rubbish",
+    "hang",
+    "slow_compile",
+    "broken_compiler",
+    "nan",
+    "nvml_gone",
+]
+
+
+class FaultSpec(Part):
+    """A fault on purpose, for mlaprof's own tests: what mlaprof.drill, which no wheel holds, does to a worker."""
+
+    fault: DrilledFault
+    at: Literal["build", "compile", "capture", "verify", "measure"]
+    key: str  # of the Point that it strikes; of the first one of a job for build
+    kind: Literal["timing", "memory", "counts", "compile"] = "timing"
+    process: int | None = 0  # None: every one
+
+
 class Study(Part):
     """One sweep, fully resolved: presets looked up, generators expanded, command-line changes applied."""
 
@@ -234,6 +266,7 @@ class Study(Part):
     capture: CaptureSpec = CaptureSpec()
     budget: BudgetSpec = BudgetSpec()
     measure: MeasureSpec = MeasureSpec()
+    faults: tuple[FaultSpec, ...] = ()  # in drills
 
 
 KERNEL_STUDY_ONLY = ("block_gemm",)  # whose tiles a layer chooses by the shape of each product

@@ -146,6 +146,7 @@ def _run_worker(
                 yield event
             else:
                 del pending[event.point.key]
+                started = None  # what follows an answer is of no stage: a worker that goes now harms nobody
                 yield _kept(event, keep, offences)
     finally:
         worker.kill()

@@ -45,6 +45,7 @@ def _is_kernel(value: Any) -> bool:
 
 def _json(line: str | bytes) -> Any:
     try:
-        return json.loads(line)
+        # Bytes as they are would be taken for UTF-16 where they begin with a zero.
+        return json.loads(line.decode() if isinstance(line, bytes) else line)
     except RecursionError:
         raise ValueError("JSON nested too deeply") from None

@@ -53,13 +53,14 @@ FLOORS = {
     "mlaprof.sweep": 3,
     "mlaprof.confirm": 3,
     "mlaprof.worker": 3,
+    "mlaprof.drill": 3,
     "mlaprof.report": 3,
     "mlaprof.cli": 4,
     "mlaprof.__main__": 5,
 }
 ROOMS = ("mlaprof.layer", "mlaprof.capture", "mlaprof.measure")
 SINGLE_KERNELS = ("mlaprof.cases", "mlaprof.peers")  # one kernel at a time, beside the layer
-CHILD = ("mlaprof.worker", "mlaprof.verify", *ROOMS, *SINGLE_KERNELS)
+CHILD = ("mlaprof.worker", "mlaprof.drill", "mlaprof.verify", *ROOMS, *SINGLE_KERNELS)
 DOOR = ("mlaprof.report", "mlaprof.cli")
 PLAIN_KERNELS = ("mlaprof.kernels.tiles", "mlaprof.kernels.work")  # numbers about kernels, no tensors
 MAY_SYNCHRONISE = ("mlaprof.measure", "mlaprof.capture", "mlaprof.worker", "mlaprof.verify")

@@ -28,8 +28,10 @@ A relative path means relative to the file, or to the working directory when an 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,10 +45,12 @@ from mlaprof.config.shape import check_name, located, read_shape
 from mlaprof.config.yamltext import dump, parse
 from mlaprof.errors import ConfigError
 from mlaprof.study import (
+    DRILL_VARIABLE,
     Axes,
     BatchSpec,
     BudgetSpec,
     CaptureSpec,
+    FaultSpec,
     LayerOptions,
     LayerSpec,
     MeasureSpec,
@@ -80,10 +84,11 @@ class _StudyFile(Part):
     capture: CaptureSpec = CaptureSpec()
     budget: BudgetSpec = BudgetSpec()
     measure: MeasureSpec = MeasureSpec()
+    faults: tuple[FaultSpec, ...] = ()
 
 
 _KEYS: dict[str, Sequence[str]] = {
-    "": ("preset", "shape", *_StudyFile.model_fields),
+    "": ("preset", "shape", *(name for name in _StudyFile.model_fields if name != "faults")),
     "weights": tuple(WeightsSpec.model_fields),
     "layer": tuple(LayerOptions.model_fields),
     "sweep": tuple(_Sweep.model_fields),
@@ -93,6 +98,7 @@ _KEYS: dict[str, Sequence[str]] = {
     "capture": tuple(CaptureSpec.model_fields),
     "budget": tuple(BudgetSpec.model_fields),
     "measure": tuple(MeasureSpec.model_fields),
+    "faults": tuple(FaultSpec.model_fields),
     "measure.limits_s": tuple(StageLimits.model_fields),
 }
 
@@ -141,6 +147,7 @@ def resolved_yaml(study: Study) -> str:
             "capture": study.capture.model_dump(mode="json"),
             "budget": study.budget.model_dump(),
             "measure": study.measure.model_dump(),
+            **({"faults": [each.model_dump() for each in study.faults]} if study.faults else {}),
         }
     )
 
@@ -187,6 +194,9 @@ def _study(draft: Draft, folder: Path) -> Study:
     if isinstance(capture := written.get("capture"), dict) and capture.get("sizes") is not None:
         written["capture"] = _expanded(draft, "capture", capture, ("sizes",))
     check_name(draft, ("name",), written.get("name"))
+    if "faults" in written and not _drills_allowed():
+        hint = "remove it"
+        draft.complain(("faults",), "only the drills of mlaprof's own tests inject faults", hint)
     file = draft.validate(_StudyFile, written, (), _KEYS)
     draft.check()
     if file is None or named_shape is None:
@@ -217,7 +227,13 @@ def _study(draft: Draft, folder: Path) -> Study:
         capture=file.capture,
         budget=file.budget,
         measure=file.measure,
+        faults=file.faults,
     )
+
+
+def _drills_allowed() -> bool:
+    """In a checkout, by whoever asks for it; a wheel has no mlaprof.drill to do it with."""
+    return os.environ.get(DRILL_VARIABLE) == "1" and find_spec("mlaprof.drill") is not None
 
 
 def _expanded(draft: Draft, block: str, written: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:

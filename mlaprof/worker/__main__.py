@@ -17,7 +17,7 @@ def main() -> None:
     parser.add_argument("--mark", type=int, help="descriptor of a file to write the key of the Point at work to")
     options = parser.parse_args()
     # Imported only now: torch takes seconds, and the parent may be gone by then.
-    from mlaprof.records import Started
+    from mlaprof.records import Job, Started
     from mlaprof.wire import decode_job, encode
     from mlaprof.worker.events import ContextLost
     from mlaprof.worker.jobs import run_job
@@ -26,8 +26,14 @@ def main() -> None:
     job = decode_job(sys.stdin.buffer.read())
     mark = Mark(options.mark)
     with os.fdopen(options.fd, "w", encoding="utf-8", buffering=1) as lines:
+        events = run_job(job, mark)
+        if isinstance(job, Job) and job.faults:
+            from mlaprof.drill.strike import Drill  # only checkouts have it
+
+            mark = Drill(options.mark, job, options.fd)
+            events = mark.events(run_job(job, mark))
         try:
-            for event in run_job(job, mark):
+            for event in events:
                 if isinstance(event, Started):
                     mark("")
                 lines.write(encode(event) + "\n")
