@@ -19,7 +19,8 @@ SizeState = Literal["eager", "captured", "replayed", "fell_back", "not_captured"
 
 
 class Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # NaN and infinity travel as text: JSON has neither, and as null, pydantic's usual way, they would not come back.
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
 
 def _unpack_samples(value: Any) -> Any:
