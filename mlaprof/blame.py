@@ -37,12 +37,12 @@ class Blame:
 def blamed(job: AnyJob, pending: Pending, end: End, *, idle: bool, built: bool) -> Blame:
     """Whom of pending the end of a worker is laid on; the others are for a fresh worker.
 
-    idle    this worker measured nothing: its like would do as little
+    idle    this worker and the one before it came to nothing: the next would do as little
     built   no worker of this job has died while it built the layer, which all Points of a Job share
     """
     started = end.started
     if started is None or started.key not in pending:
-        # Between two Points nobody is to blame, unless it never came to any.
+        # Before the first Point and between two nobody is to blame, unless no worker ever comes to one.
         return Blame(tuple(pending) if idle else ())
     if started.stage != "build":
         key = end.mark if end.mark in pending else started.key

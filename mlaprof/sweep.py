@@ -99,10 +99,12 @@ def _run_job(job: AnyJob, spawn: Spawn, keep: Keep, offences: Offences) -> Itera
     for key, outcome in offences.among(pending).items():
         yield _kept(_failed(job, pending.pop(key), outcome), keep, offences)
     built = True
+    idle = 0  # workers in a row that measured nothing
     while pending:
         before = len(pending)
         end = yield from _run_worker(job, pending, spawn, keep, offences)
-        blame = blamed(job, pending, end, idle=len(pending) == before, built=built)
+        idle = idle + 1 if len(pending) == before else 0
+        blame = blamed(job, pending, end, idle=idle > 1, built=built)
         built = built and blame.stage != "build"
         for key in blame.keys:
             outcome = Outcome(status="failed", stage=blame.stage, reason=end.reason, fault=end.fault)

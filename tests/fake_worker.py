@@ -2,9 +2,9 @@
 
     fake_worker.py MODE [TARGET] --mark M --fd N
 
-MODE    ok; or what happens at TARGET, a number of tokens: signal, exit, hang, rubbish, torn, stranger, twice,
-        chatter, build, marked, runaway; or what happens before any Point: dead, mute, rubbish-first; or at the end:
-        linger
+MODE    ok, or steady; or what happens at TARGET, a number of tokens: signal, exit, hang, rubbish, torn, stranger,
+        twice, chatter, build, marked, runaway; or what happens before any Point: dead, mute, rubbish-first; or at the
+        end: linger
 Standard library only, so that hundreds of them start in seconds.
 """
 
@@ -46,6 +46,8 @@ def main() -> None:
             os.abort()
         if point["num_tokens"] == target:
             misbehave(mode, pipe, line)
+        if mode == "steady":  # so that a kill finds it between any two Points
+            time.sleep(0.002)
         pipe.write(line + "\n")
     if mode == "linger":
         pipe.close()

@@ -333,8 +333,8 @@ def test_a_point_that_ended_two_workers_is_left_alone():
 @pytest.mark.parametrize(
     ("mode", "words"), [("dead", "exit code 7"), ("mute", "no sign of life"), ("rubbish-first", "no record")]
 )
-def test_a_worker_that_never_starts_a_point_is_not_tried_again(mode, words):
-    """All Points of such a job fail once, in stage `worker`; the next job has its own chance."""
+def test_a_worker_that_never_starts_a_point_is_tried_once_more(mode, words):
+    """Then all Points of such a job fail, in stage `worker`; the next job has its own chances."""
     spawn = Counted(fake(mode))
 
     kept = run(make_job(8, 4, timeout_s=0.7), make_job(2, timeout_s=0.7), spawn=spawn)
@@ -342,7 +342,18 @@ def test_a_worker_that_never_starts_a_point_is_not_tried_again(mode, words):
     assert statuses(kept) == {8: "failed", 4: "failed", 2: "failed"}
     assert {each.outcome.stage for each in kept} == {"worker"}
     assert all(words in each.outcome.reason for each in kept)
-    assert len(spawn.jobs) == 2
+    assert len(spawn.jobs) == 4
+
+
+def test_a_worker_that_is_killed_before_it_begins_costs_nothing():
+    """Whoever kills it, a fresh one does all of its job."""
+    commands = iter(
+        [[sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"], [sys.executable, str(FAKE_WORKER), "ok"]]
+    )
+
+    kept = run(make_job(8, 4), spawn=lambda job: spawn_worker(job, command=next(commands)))
+
+    assert statuses(kept) == {8: "ok", 4: "ok"}
 
 
 def test_a_worker_that_cannot_be_started_fails_its_points():
