@@ -29,44 +29,41 @@ class Child:
     """A running child. `next_line` until None, then `wait`; `kill` in every case."""
 
     def __init__(self, command: Sequence[str], stdin: bytes, variables: Mapping[str, str]) -> None:
-        self._scratch = scratch.make()
-        self._token = descendants.new_token()
-        self._marked = ""
-        self._keeper: descendants.Keeper | None = None
-        self._mark = tempfile.TemporaryFile(dir=self._scratch)  # noqa: SIM115  open as long as the child is
-        lines, lines_child = os.pipe()
-        output, output_child = os.pipe()
-        self._lines, self._output = lines, output
         self._pending = bytearray()  # bytes of the line pipe after the last complete line
         self._tail = b""
+        self._marked = ""
         self._closed = False
-        self._selector = selectors.DefaultSelector()
-        own = {
-            PARENT_PID_VARIABLE: str(os.getpid()),
-            descendants.VARIABLE: self._token,
-            "TMPDIR": self._scratch,
-        }
-        try:
-            self._keeper = descendants.Keeper(self._token, self._scratch)
-            # A file, not a pipe: a child that never reads its stdin cannot block us.
-            with tempfile.TemporaryFile(dir=self._scratch) as given:
-                given.write(stdin)
-                given.seek(0)
-                self._process = subprocess.Popen(
-                    [*command, "--mark", str(self._mark.fileno()), "--fd", str(lines_child)],
-                    stdin=given,
-                    stdout=output_child,
-                    stderr=output_child,
-                    pass_fds=(lines_child, self._mark.fileno()),
-                    env={**os.environ, **variables, **own},
-                    start_new_session=True,
-                )
-        except BaseException:
-            self._close()
-            raise
-        finally:
-            os.close(lines_child)
-            os.close(output_child)
+        with contextlib.ExitStack() as opened:
+            self._keeper = descendants.Keeper(scratch.unused())
+            opened.callback(self._keeper.dismiss)
+            self._mark = opened.enter_context(tempfile.TemporaryFile(dir=self._keeper.scratch))
+            lines, lines_child = _pipe(opened)
+            output, output_child = _pipe(opened)
+            self._lines, self._output = lines, output
+            self._selector = opened.enter_context(selectors.DefaultSelector())
+            own = {
+                PARENT_PID_VARIABLE: str(os.getpid()),
+                descendants.VARIABLE: self._keeper.token,
+                "TMPDIR": self._keeper.scratch,
+            }
+            try:
+                # A file, not a pipe: a child that never reads its stdin cannot block us.
+                with tempfile.TemporaryFile(dir=self._keeper.scratch) as given:
+                    given.write(stdin)
+                    given.seek(0)
+                    self._process = subprocess.Popen(
+                        [*command, "--mark", str(self._mark.fileno()), "--fd", str(lines_child)],
+                        stdin=given,
+                        stdout=output_child,
+                        stderr=output_child,
+                        pass_fds=(lines_child, self._mark.fileno()),
+                        env={**os.environ, **variables, **own},
+                        start_new_session=True,
+                    )
+            finally:
+                os.close(lines_child)
+                os.close(output_child)
+            self._opened = opened.pop_all()
         for descriptor in (lines, output):
             os.set_blocking(descriptor, False)
             self._selector.register(descriptor, selectors.EVENT_READ)
@@ -136,7 +133,7 @@ class Child:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
-        descendants.kill_all(self._token)  # before the pipes are drained, which they may still be writing to
+        descendants.kill_all(self._keeper.token)  # before the pipes are drained, which they may still be writing to
         for _ in range(_DRAIN_READS):
             if not self._selector.get_map() or not self._read(0):
                 break
@@ -167,13 +164,14 @@ class Child:
     def _close(self) -> None:
         _ = self.mark  # the last one stays readable
         self._closed = True
-        self._selector.close()
-        os.close(self._lines)
-        os.close(self._output)
-        self._mark.close()
-        descendants.clear(self._token, self._scratch)
-        if self._keeper is not None:
-            self._keeper.dismiss()
+        self._opened.close()
+
+
+def _pipe(opened: contextlib.ExitStack) -> tuple[int, int]:
+    """A pipe whose reading end is closed with the rest; the child's end is not."""
+    reading, writing = os.pipe()
+    opened.callback(os.close, reading)
+    return reading, writing
 
 
 def ending(returncode: int) -> str:

@@ -19,32 +19,36 @@ VARIABLE = "MLAPROF_WORKER"  # in the environment of a worker, and so of all tha
 _PASSES = 20  # a process that forks while it is looked for shows in the next pass
 
 
-def new_token() -> str:
-    """What tells the descendants of one child from all other processes."""
-    return f"{os.getpid()}-{secrets.token_hex(8)}"
-
-
 class Keeper:
     """A process that waits for the end of this one, by whatever signal, and then clears up after a child.
 
-    token    of the child
-    scratch  the folder of its temporary files
+    token    for the environment of the child: tells its descendants from all other processes
+    scratch  a folder for its temporary files, made here
 
     Raises OSError.
     """
 
-    def __init__(self, token: str, scratch: str) -> None:
+    def __init__(self, scratch: str) -> None:
+        self.token = f"{os.getpid()}-{secrets.token_hex(8)}"
+        self.scratch = scratch
+        # Before there is anything to keep: a kill between the two would leave it.
         self._process = subprocess.Popen(
             # -I -S: nothing but the standard library, and a start in 20 ms.
-            [sys.executable, "-I", "-S", __file__, token, scratch],
+            [sys.executable, "-I", "-S", __file__, self.token, scratch],
             stdin=subprocess.PIPE,  # ends when this process does; no child inherits the other end
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
+        try:
+            os.mkdir(scratch, mode=0o700)
+        except BaseException:
+            self.dismiss()
+            raise
 
     def dismiss(self) -> None:
-        """The child is cleared up after; nothing is left to keep."""
+        """Clear up after the child here and now, so that nothing is left to keep."""
+        clear(self.token, self.scratch)
         self._process.kill()
         with contextlib.suppress(BrokenPipeError):
             self._process.communicate()

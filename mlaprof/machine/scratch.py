@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import secrets
 import shutil
 import socket
 import tempfile
@@ -16,14 +17,14 @@ from pathlib import Path
 _PREFIX = f"mlaprof-{re.sub(r'[^A-Za-z0-9]', '', socket.gethostname())[:32]}-{os.getuid()}-"
 
 
-def make() -> str:
-    """A new, empty folder of this process, once those of processes that are gone have been removed. Raises OSError."""
+def unused() -> str:
+    """The path of a folder for this process to make, once those of processes that are gone have been removed."""
     parent = Path(tempfile.gettempdir())
     for path in parent.glob(f"{_PREFIX}*"):
         pid = path.name.removeprefix(_PREFIX).partition("-")[0]
         if pid.isdecimal() and not _lives(int(pid)) and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
-    return tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=parent)
+    return os.fspath(parent / f"{_PREFIX}{os.getpid()}-{secrets.token_hex(8)}")
 
 
 def _lives(pid: int) -> bool:

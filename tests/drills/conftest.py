@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import subprocess
 import sys
 import time
@@ -11,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-
-from mlaprof.machine import descendants
 
 COMMAND = Path(__file__).with_name("command.py")
 SHARED_MEMORY = Path("/dev/shm")
@@ -34,7 +33,7 @@ class Place:
         self.temporary.mkdir()
         self.checkout = checkout
         self.shared = set(SHARED_MEMORY.iterdir()) if SHARED_MEMORY.is_dir() else set()
-        self.token = f"drill-{descendants.new_token()}"
+        self.token = f"{os.getpid()}-{secrets.token_hex(8)}"
 
     def start(self, *arguments: object, program: tuple[str, ...] = ("-m", "mlaprof")) -> subprocess.Popen[str]:
         variables = {
