@@ -34,7 +34,7 @@ from mlaprof.errors import RunFileError
 from mlaprof.records import AnyMeasurement, KernelMeasurement, Kind, Manifest, Measurement, Run
 from mlaprof.runfile import APPLICATION_ID, LIST_RUNS, open_to_append, publish, reading, writing
 from mlaprof.runlock import RunLock
-from mlaprof.wire import decode, encode
+from mlaprof.wire import decode, decode_manifest, encode
 
 Work = tuple[Kind, str, int]
 """(kind, key, process) of one Measurement."""
@@ -283,7 +283,7 @@ def _manifest(connection: sqlite3.Connection) -> Manifest:
     row = connection.execute("SELECT record FROM manifest").fetchone()
     if row is None:
         raise ValueError("it has no manifest")
-    return Manifest.model_validate_json(_text(row))
+    return decode_manifest(_text(row))
 
 
 def _text(row: tuple[object, ...]) -> str:

@@ -5,7 +5,20 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from mlaprof.records import AnyJob, AnyMeasurement, Event, Job, KernelJob, KernelMeasurement, Measurement, Started
+from mlaprof.records import (
+    AnyJob,
+    AnyMeasurement,
+    Event,
+    Job,
+    KernelJob,
+    KernelMeasurement,
+    Manifest,
+    Measurement,
+    Started,
+)
+
+# What steers a terminal, C0 and C1, has no place in a name or a reason; a reason may have lines.
+_STEERING = dict.fromkeys((each for each in (*range(32), *range(127, 160)) if chr(each) not in "\n\t"), "?")
 
 
 def encode(event: Event) -> str:
@@ -34,6 +47,11 @@ def decode_job(text: str | bytes) -> AnyJob:
     return record.model_validate_json(text)
 
 
+def decode_manifest(text: str) -> Manifest:
+    """The head of a run from its JSON. Raises ValueError on anything else."""
+    return Manifest.model_validate(_json(text))
+
+
 def _measurement(value: Any) -> AnyMeasurement:
     record: type[Measurement] | type[KernelMeasurement] = KernelMeasurement if _is_kernel(value) else Measurement
     return record.model_validate(value)
@@ -46,6 +64,16 @@ def _is_kernel(value: Any) -> bool:
 def _json(line: str | bytes) -> Any:
     try:
         # Bytes as they are would be taken for UTF-16 where they begin with a zero.
-        return json.loads(line.decode() if isinstance(line, bytes) else line)
+        return _harmless(json.loads(line.decode() if isinstance(line, bytes) else line))
     except RecursionError:
         raise ValueError("JSON nested too deeply") from None
+
+
+def _harmless(value: Any) -> Any:
+    if isinstance(value, str):
+        return value if value.isprintable() else value.translate(_STEERING)
+    if isinstance(value, list):
+        return [_harmless(each) for each in value]
+    if isinstance(value, dict):
+        return {_harmless(key): _harmless(each) for key, each in value.items()}
+    return value

@@ -92,7 +92,7 @@ def collect(run: Run) -> tuple[dict[str, Seen], dict[str, Seen]]:
     """
     planned: dict[str, list[tuple[Kind, int]]] = {}
     for line in run.manifest.planned:
-        kind, process, key = _parts(line)
+        kind, process, key = parts(line)
         planned.setdefault(key, []).append((kind, process))
     timings: dict[str, dict[int, Measurement]] = {}
     others: dict[str, dict[Kind, Measurement]] = {}
@@ -116,7 +116,7 @@ def collect(run: Run) -> tuple[dict[str, Seen], dict[str, Seen]]:
     )
 
 
-def _parts(line: str) -> tuple[Kind, int, str]:
+def parts(line: str) -> tuple[Kind, int, str]:
     """Kind, process and key of what records.work wrote. Raises ValueError on anything else."""
     head, _, key = line.partition(" ")
     name, _, number = head.partition("#")

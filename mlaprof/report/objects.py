@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 from typing import Any
 
@@ -96,9 +97,8 @@ def cell_object(cell: Cell) -> dict[str, Any]:
         "checks": [
             {
                 "name": check.name,
-                # JSON has no NaN and no infinity; a check with one has failed.
-                "value": _finite(check.value),
-                "limit": _finite(check.limit),
+                "value": check.value,
+                "limit": check.limit,
                 "passed": check.passed,
             }
             for check in cell.checks
@@ -213,5 +213,13 @@ def _named(record: Record | None) -> dict[str, Any] | None:
     return record.model_dump(mode="json") if record else None
 
 
-def _finite(value: float) -> float | None:
-    return value if abs(value) < float("inf") else None
+def finite(value: Any) -> Any:
+    """The value with None for NaN and infinity, which JSON lacks: a check with one has failed, a ratio of absurd times
+    is unknown."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, list):
+        return [finite(each) for each in value]
+    if isinstance(value, dict):
+        return {key: finite(each) for key, each in value.items()}
+    return value
