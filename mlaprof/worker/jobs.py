@@ -46,6 +46,7 @@ def run_job(job: AnyJob, mark: Mark | None = None) -> Iterator[Event]:
         yield started(job, job.points[0], "build")
         try:
             rig = Rig(job)
+            rig.settle()
         except Exception as error:
             largest = cells(job.points)[0]
             short = fault_of(error) in ("device_oom", "host_oom") and len(largest) < len(job.points)
