@@ -201,8 +201,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("drills.json"))
     options = parser.parse_args()
     os.environ[DRILL_VARIABLE] = "1"
-    folder = Path(tempfile.mkdtemp(prefix="drills-"))
-    drills = [drill(folder, text, plan, options.device) for text, plan in ((STAGES, stages), (COMPILER, compiler))]
+    with tempfile.TemporaryDirectory(prefix="drills-") as folder:
+        pairs = ((STAGES, stages), (COMPILER, compiler))
+        drills = [drill(Path(folder), text, plan, options.device) for text, plan in pairs]
     untouched = [
         each.found.get(name) == each.clean[name]
         for each in drills
