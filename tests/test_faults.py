@@ -1,4 +1,4 @@
-"""What goes wrong is called by its name: from the text of an error, the end of a process, an exception and its causes."""
+"""What goes wrong is called by its name: from an error's text, a process's end, an exception and its causes."""
 
 from __future__ import annotations
 

@@ -75,13 +75,14 @@ class Place:
 
     def assert_clean(self) -> None:
         deadline = time.monotonic() + 20.0
-        while self.processes():
-            assert time.monotonic() < deadline, f"processes are left: {self.processes()}"
+        while left := self.left():
+            assert time.monotonic() < deadline, f"left behind: {left}"
             time.sleep(0.02)
-        assert list(self.temporary.iterdir()) == []
-        if SHARED_MEMORY.is_dir():
-            ours = [each for each in set(SHARED_MEMORY.iterdir()) - self.shared if "mlaprof" in each.name]
-            assert ours == []
+
+    def left(self) -> list[str]:
+        """Processes, temporary files and shared memory; of the last, which has no folder of its own, whatever is new."""
+        shared = set(SHARED_MEMORY.iterdir()) - self.shared if SHARED_MEMORY.is_dir() else set()
+        return [*map(str, self.processes()), *map(str, self.temporary.iterdir()), *map(str, shared)]
 
 
 @pytest.fixture
