@@ -12,7 +12,7 @@ READY := .venv/.stamp
 RUN := .venv/bin/python
 endif
 # A process a core, eight at most: each takes about a gigabyte. One thread in each, or they wait for one another.
-TEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -q -m "not gpu" -n logical --maxprocesses 8
+TEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -q -m "not gpu" -n logical --maxprocesses 8 --dist worksteal
 
 .PHONY: help venv demo test test-gpu noise check
 

@@ -27,7 +27,9 @@ class MlaprofError(Exception):
     def __str__(self) -> str:
         place = f"{self.where}: " if self.where else ""
         remedy = f"; {self.hint}" if self.hint else ""
-        return f"{place}{self.message}{remedy}"
+        # Parts of it may come from a file: no line breaks, nothing that steers a terminal.
+        line = f"{place}{self.message}{remedy}"
+        return "".join(each if each.isprintable() else " " if each.isspace() else "?" for each in line)
 
 
 class ConfigError(MlaprofError):

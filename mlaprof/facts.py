@@ -19,7 +19,9 @@ SizeState = Literal["eager", "captured", "replayed", "fell_back", "not_captured"
 
 
 class Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # NaN and infinity travel as text: JSON has neither, and as null, pydantic's usual way, they would not come back.
+    # Only a Check may hold them.
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings", allow_inf_nan=False)
 
 
 def _unpack_samples(value: Any) -> Any:
@@ -271,6 +273,8 @@ class SearchFacts(Record):
 
 class Check(Record):
     """One comparison that ran before any timing. value is compared with limit as `value <= limit`."""
+
+    model_config = ConfigDict(allow_inf_nan=True)
 
     name: str
     value: float

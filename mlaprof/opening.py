@@ -9,12 +9,14 @@ from enum import StrEnum
 from pathlib import Path
 
 from mlaprof import __version__, store
+from mlaprof.analysis.differences import changes_since
 from mlaprof.config.load import resolved_yaml, study_from_resolved
-from mlaprof.errors import ConfigError, MachineError
+from mlaprof.errors import ConfigError, MachineError, RunFileError
 from mlaprof.facts import TunedUse
 from mlaprof.machine import environment
 from mlaprof.plan import Plan, expand
 from mlaprof.records import Device, Kind, Manifest, work
+from mlaprof.store import Work
 from mlaprof.study import Study
 from mlaprof.tuning.serve import served
 
@@ -32,11 +34,23 @@ class Opening:
     plan: Plan
     path: Path
     manifest: Manifest
-    resumed: bool = False
+    done: frozenset[Work] | None = None  # of a run to go on with
+    forced: str = ""  # what has changed since it began
 
     def writer(self) -> store.RunWriter:
-        """The run file, made or opened. Raises RunFileError."""
-        return store.open_for_resume(self.path) if self.resumed else store.create(self.path, self.manifest)
+        """The run file, made or opened. Raises RunFileError, also where another sweep went on with it meanwhile."""
+        if self.done is None:
+            return store.create(self.path, self.manifest)
+        writer = store.open_for_resume(self.path)
+        try:
+            if writer.done() != self.done:
+                raise RunFileError("another sweep went on with it just now", where=str(self.path), hint="try again")
+            if self.forced:
+                writer.note_forced(self.forced)
+        except BaseException:
+            writer.finish()
+            raise
+        return writer
 
 
 def new_run(
@@ -82,10 +96,13 @@ def manifest_of(
     )
 
 
-def resumed_run(run: str, results: Path, choice: DeviceChoice, *, study: Study | None, config: Path | None) -> Opening:
+def resumed_run(
+    run: str, results: Path, choice: DeviceChoice, *, study: Study | None, config: Path | None, force: bool = False
+) -> Opening:
     """What is left of a run.
 
     study   given beside the run and read from `config`: it must be the stored one; None takes that
+    force   go on after a change of code or environment, too, and let the run say so; never on another processor
 
     Raises RunFileError, ConfigError or MachineError: a run goes on as it began.
     """
@@ -96,9 +113,22 @@ def resumed_run(run: str, results: Path, choice: DeviceChoice, *, study: Study |
             f"not the study of run {manifest.run_id}", where=str(config), hint="leave CONFIG out, or start a new run"
         )
     same_machine(manifest, choice)
-    plan = expand(study_from_resolved(manifest.study_yaml), manifest.device)
-    plan = plan.with_tuned(manifest.tuned)
-    return Opening(plan.without(store.done(path)), path, manifest, resumed=True)
+    changed = [str(each) for each in changes_since(manifest, environment.snapshot(), __version__)]
+    if changed and not force:
+        others = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+        raise MachineError(
+            f"run {manifest.run_id} began before a change: {changed[0]}{others}",
+            where="--resume",
+            hint="start a new run, or go on with --force: the run will say what it is of",
+        )
+    plan = expand(study_from_resolved(manifest.study_yaml), manifest.device).with_tuned(manifest.tuned)
+    done = frozenset(store.done(path))
+    forced = f"{_now()}, after {len(done)} measurements: {', '.join(changed)}" if changed else ""
+    return Opening(plan.without(done), path, manifest, done, forced)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def device_of(choice: DeviceChoice) -> Device:

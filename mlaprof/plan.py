@@ -229,6 +229,7 @@ def _jobs(
                 capture=capture,
                 measure=study.measure,
                 points=tuple(points),
+                faults=study.faults,
             )
 
 

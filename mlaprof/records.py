@@ -24,12 +24,14 @@ from mlaprof.facts import (
     Timing,
     TunedUse,
 )
+from mlaprof.faults import Fault
 from mlaprof.kernels.tiles import label
 from mlaprof.study import (
     PR_BOUNDARY,
     BatchSpec,
     Boundary,
     CaptureSpec,
+    FaultSpec,
     Launch,
     LayerSpec,
     MeasureSpec,
@@ -93,12 +95,19 @@ class Job(Record):
     measure: MeasureSpec
     points: tuple[Point, ...]
     tuned: tuple[TunedUse, ...] = ()  # tiles of the library where a Point names none of a kernel
+    faults: tuple[FaultSpec, ...] = ()  # in drills
 
 
 class Outcome(Record):
     status: Status
     stage: Stage = "measure"
     reason: str = ""
+    fault: Fault = ""
+
+    @property
+    def cause(self) -> str:
+        """`timeout: no sign of life for 300 s`: the fault, where it has a name, and the reason."""
+        return f"{self.fault}: {self.reason}" if self.fault not in ("", "error") else self.reason
 
     @property
     def usable(self) -> bool:
@@ -258,6 +267,7 @@ class Environment(Record):
     python: str
     packages: dict[str, str]  # distribution -> version, of those that can change a number
     kernel_source_sha256: str  # of kernels/*.py
+    source_sha256: str = ""  # of every module of mlaprof, kernels included; "": an older run did not ask
     git_commit: str | None = None
     git_dirty: bool | None = None
     variables: dict[str, str] = Field(default={})  # environment variables that change behaviour
@@ -285,6 +295,7 @@ class Manifest(Record):
     environment: Environment
     planned: tuple[str, ...]  # `work` of every Measurement the plan will make, in run order
     tuned: tuple[TunedUse, ...] = ()  # which rule of the library served each kernel; empty where it has no entry
+    forced: tuple[str, ...] = ()  # for each --resume --force: when, and what had changed since the run began
 
 
 class Run(Record):

@@ -52,17 +52,44 @@ def open_to_append(path: Path) -> sqlite3.Connection:
     return connection
 
 
-def publish(unfinished: Path, path: Path) -> None:
-    """Give unfinished its real name, never over an existing file."""
+def publish(content: bytes, path: Path) -> None:
+    """Write a file that appears whole or not at all, never over an existing one. Raises RunFileError, OSError."""
+    unfinished: Path | None
     try:
-        os.link(unfinished, path)
+        # Without a name until it is whole, so that not even kill -9 leaves part of it.
+        descriptor = os.open(path.parent, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o666)
+        unfinished = None
+    except OSError:  # a file system that cannot
+        unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        descriptor = os.open(unfinished, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o666)
+    try:
+        with os.fdopen(descriptor, "wb", closefd=False) as file:
+            file.write(content)
+        os.fsync(descriptor)
+        _name(unfinished or Path(f"/proc/self/fd/{descriptor}"), path, movable=unfinished is not None)
+    finally:
+        os.close(descriptor)
+        if unfinished is not None:
+            unfinished.unlink(missing_ok=True)
+
+
+def _name(unfinished: Path, path: Path, *, movable: bool) -> None:
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        # The folder is named for one reason: only so does Python follow the link that /proc/self/fd holds.
+        os.link(unfinished.absolute(), path, src_dir_fd=folder, follow_symlinks=True)
+        os.fsync(folder)
         return
     except FileExistsError:
         pass
     except OSError:  # a file system without hard links
+        if not movable:
+            raise
         if not path.exists():
-            os.replace(unfinished, path)
+            os.replace(unfinished.absolute(), path)
             return
+    finally:
+        os.close(folder)
     raise RunFileError(
         "this file exists, and runs are never overwritten",
         where=str(path),

@@ -10,6 +10,8 @@ Schema history (`PRAGMA user_version`; `PRAGMA application_id` says that the fil
     5   kind "kernel": measurements of single kernels, in runs of their own
     6   kind "search": configurations that a search tried, in runs of tuning, with resources and search of a
         KernelMeasurement; a KernelPoint may be a twin; the manifest says which tuned tiles a layer was run with
+    7   an Outcome names its fault; the Environment has a hash of mlaprof's own source, and the Manifest what changed
+        when a run was gone on with by --force
 Old files are read as they are: a new field has a default that says what the old mlaprof did. A field that is new,
 renamed or of another meaning raises the version, because an older mlaprof refuses or misreads it. A run goes on only
 under the schema that it began with.
@@ -21,7 +23,6 @@ Measurement, and others can read. A finished run is in rollback mode again: one 
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import secrets
 import sqlite3
@@ -29,14 +30,18 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import NoReturn, Self
 
 from mlaprof.errors import RunFileError
 from mlaprof.records import AnyMeasurement, KernelMeasurement, Kind, Manifest, Measurement, Run
-from mlaprof.runfile import APPLICATION_ID, LIST_RUNS, connect, open_to_append, publish, reading, writing
-from mlaprof.wire import decode, encode
+from mlaprof.runfile import APPLICATION_ID, LIST_RUNS, open_to_append, publish, reading, writing
+from mlaprof.runlock import RunLock
+from mlaprof.wire import decode, decode_manifest, encode
 
-SCHEMA_VERSION = 6
+Work = tuple[Kind, str, int]
+"""(kind, key, process) of one Measurement."""
+
+SCHEMA_VERSION = 7
 SUFFIX = ".mlaprof"
 
 _SCHEMA = """
@@ -71,13 +76,50 @@ class RunWriter:
     def __init__(self, path: Path) -> None:
         self.path = path
         with writing(path):
-            self._connection = open_to_append(path)
+            self._lock = RunLock(path)
+        try:
+            with writing(path):
+                self._connection = open_to_append(path)
+        except BaseException:
+            self._lock.close()
+            raise
 
     def append(self, measurement: AnyMeasurement) -> None:
         """Keep measurement, in the place of an earlier one of the same kind, key and process. Raises RunFileError."""
         row = (measurement.kind, measurement.point.key, measurement.process, encode(measurement))
         with writing(self.path):
             self._connection.execute(_APPEND, row)
+        if not self._lock.is_in_place():
+            self._rescue()
+
+    def done(self) -> set[Work]:
+        """As store.done of the file, which must not be opened a second time here."""
+        with writing(self.path):
+            return _done(self._connection)
+
+    def note_forced(self, line: str) -> None:
+        """Let the manifest say what had changed when the run was gone on with. Raises RunFileError."""
+        with writing(self.path):
+            manifest = _manifest(self._connection)
+            manifest = manifest.model_copy(update={"forced": (*manifest.forced, line)})
+            self._connection.execute("UPDATE manifest SET record = ?", (manifest.model_dump_json(),))
+
+    def _rescue(self) -> NoReturn:
+        """The file has lost its name, to rm or mv: SQLite goes on writing, but nobody will find it. Keep a copy."""
+        copy = self.path.with_name(f"{self.path.stem}-rescued-{secrets.token_hex(2)}{SUFFIX}")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            # Never under the old name, beside which the write-ahead log of the lost file may lie.
+            self._connection.execute("VACUUM INTO ?", (str(copy),))
+        except (sqlite3.Error, OSError) as error:
+            kept = f"and what was measured cannot be kept: {error}"
+        else:
+            kept = f"so what was measured is now in {copy}"
+        raise RunFileError(
+            f"was removed or replaced while it was written, {kept}",
+            where=str(self.path),
+            hint=f"go on with --resume {copy}" if kept.startswith("so") else "sweep again",
+        )
 
     def finish(self) -> None:
         """Close the file and leave no -wal or -shm beside it, unless another process still has it open."""
@@ -87,8 +129,11 @@ class RunWriter:
         except sqlite3.OperationalError:
             pass  # another process reads; what is committed is safe in either mode
         finally:
-            with writing(self.path):
-                self._connection.close()
+            try:
+                with writing(self.path):
+                    self._connection.close()
+            finally:
+                self._lock.close()
 
     def __enter__(self) -> Self:
         return self
@@ -123,22 +168,21 @@ def create(path: Path, manifest: Manifest) -> RunWriter:
     """
     if manifest.schema_version != SCHEMA_VERSION:
         raise ValueError(f"manifest.schema_version: expected {SCHEMA_VERSION}, got {manifest.schema_version}")
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with contextlib.closing(connect(unfinished, "mode=rwc")) as connection:
-                connection.executescript(
-                    f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA_VERSION};"
-                    f"PRAGMA synchronous = FULL; BEGIN; {_SCHEMA}"
-                )
-                connection.execute("INSERT INTO manifest (id, record) VALUES (1, ?)", (manifest.model_dump_json(),))
-                connection.execute("COMMIT")
-            publish(unfinished, path)
-        finally:
-            unfinished.unlink(missing_ok=True)
-            unfinished.with_name(f"{unfinished.name}-journal").unlink(missing_ok=True)
+        publish(_empty(manifest), path)
     return RunWriter(path)
+
+
+def _empty(manifest: Manifest) -> bytes:
+    """The content of a run file without Measurements."""
+    with contextlib.closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
+        connection.executescript(
+            f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA_VERSION}; BEGIN; {_SCHEMA}"
+        )
+        connection.execute("INSERT INTO manifest (id, record) VALUES (1, ?)", (manifest.model_dump_json(),))
+        connection.execute("COMMIT")
+        return connection.serialize()
 
 
 def open_for_resume(path: Path) -> RunWriter:
@@ -193,12 +237,16 @@ def resumable_manifest(path: Path) -> Manifest:
     return manifest
 
 
-def done(path: Path) -> set[tuple[Kind, str, int]]:
+def done(path: Path) -> set[Work]:
     """(kind, key, process) of every Measurement in the file that did not fail. Raises RunFileError as load does."""
     with reading(path, SCHEMA_VERSION) as connection:
-        failed = "json_extract(record, '$.outcome.status') = 'failed'"
-        process = "coalesce(json_extract(record, '$.process'), 0)"  # the table of an older schema has no such column
-        return set(connection.execute(f"SELECT kind, key, {process} FROM measurement WHERE NOT {failed}"))
+        return _done(connection)
+
+
+def _done(connection: sqlite3.Connection) -> set[Work]:
+    failed = "json_extract(record, '$.outcome.status') = 'failed'"
+    process = "coalesce(json_extract(record, '$.process'), 0)"  # the table of an older schema has no such column
+    return set(connection.execute(f"SELECT kind, key, {process} FROM measurement WHERE NOT {failed}"))
 
 
 def list_runs(folder: Path) -> list[RunEntry]:
@@ -239,7 +287,7 @@ def _manifest(connection: sqlite3.Connection) -> Manifest:
     row = connection.execute("SELECT record FROM manifest").fetchone()
     if row is None:
         raise ValueError("it has no manifest")
-    return Manifest.model_validate_json(_text(row))
+    return decode_manifest(_text(row))
 
 
 def _text(row: tuple[object, ...]) -> str:

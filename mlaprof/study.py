@@ -99,6 +99,19 @@ class BatchSpec(Part):
     seed: int = 0  # of hidden states, cache contents and page tables
 
 
+Seconds = Annotated[float, Field(gt=0)]
+
+
+class StageLimits(Part):
+    """The longest that a worker may be silent in a stage of one cell, in seconds; None: measure.point_timeout_s."""
+
+    build: Seconds | None = None
+    compile: Seconds | None = None
+    capture: Seconds | None = None
+    verify: Seconds | None = None
+    measure: Seconds | None = None
+
+
 class MeasureSpec(Part):
     """How a cell is timed. The defaults are the preset `standard`."""
 
@@ -114,8 +127,14 @@ class MeasureSpec(Part):
     )
     twin: bool = True  # each cell's baseline is timed twice: what the two differ by is the run's A/A floor
     point_timeout_s: Annotated[float, Field(gt=0)] = 300.0  # one stage of one cell, in the worker
+    limits_s: StageLimits = StageLimits()  # in place of point_timeout_s, of single stages
     memory: bool = True  # one fresh process a mode for the memory ledger
     counts: bool = True  # one profiled process for what each step launches, copies and waits for
+
+    def limit_s(self, stage: str) -> float:
+        """The longest that a worker may be silent in a stage, in seconds; one without a limit has point_timeout_s."""
+        limit_s: float | None = getattr(self.limits_s, stage, None)
+        return self.point_timeout_s if limit_s is None else limit_s
 
 
 Preset = Literal["quick", "standard", "rigorous"]
@@ -223,6 +242,38 @@ class Selector(Part):
     boundary: Boundary | None = None
 
 
+DRILL_VARIABLE = "MLAPROF_DRILL"  # "1" lets a checkout read and do what a study's `faults:` say
+DrilledFault = Literal[
+    "illegal_address",
+    "misaligned_address",
+    "endless_kernel",
+    "device_oom",
+    "host_oom",
+    "abort",
+    "segfault",
+    "sigkill",
+    "sigint",
+    "sigterm",
+    "exit",
+    "rubbish",
+    "hang",
+    "slow_compile",
+    "broken_compiler",
+    "nan",
+    "nvml_gone",
+]
+
+
+class FaultSpec(Part):
+    """A fault on purpose, for mlaprof's own tests: what mlaprof.drill, which no wheel holds, does to a worker."""
+
+    fault: DrilledFault
+    at: Literal["build", "compile", "capture", "verify", "measure"]
+    key: str  # of the Point that it strikes; of the first one of a job for build
+    kind: Literal["timing", "memory", "counts", "compile"] = "timing"
+    process: int | None = 0  # None: every one
+
+
 class Study(Part):
     """One sweep, fully resolved: presets looked up, generators expanded, command-line changes applied."""
 
@@ -237,6 +288,7 @@ class Study(Part):
     budget: BudgetSpec = BudgetSpec()
     tuned: str = "auto"  # library of tuned tiles: auto, off, or a folder
     measure: MeasureSpec = MeasureSpec()
+    faults: tuple[FaultSpec, ...] = ()  # in drills
 
 
 KERNEL_STUDY_ONLY = ("block_gemm",)  # whose tiles a layer chooses by the shape of each product

@@ -1,8 +1,9 @@
 """The parent of a sweep: one worker process a job, one after another; a fault costs its own Point.
 
-A worker is `python -m mlaprof.worker --fd N`. It reads its Job as JSON from stdin, and writes one line of
-JSON to descriptor N for every stage it begins (records.Started) and every Measurement. Its stdout and stderr
-are free text; their last 4 KiB go into the reason when it dies.
+A worker is `python -m mlaprof.worker --fd N --mark M`. It reads its Job as JSON from stdin, and writes one line of
+JSON to descriptor N for every stage it begins (records.Started) and every Measurement. In a stage that several Points
+share it leaves in the file of descriptor M whose turn it is. Its stdout and stderr are free text; their last 4 KiB go
+into the reason when it dies.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ import os
 import sys
 import sysconfig
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 
+from mlaprof.blame import End, Offences, Pending, blamed
+from mlaprof.faults import Fault, fault_of_end
 from mlaprof.machine.child import Child
 from mlaprof.records import (
     AnyJob,
@@ -28,7 +30,6 @@ from mlaprof.records import (
     Outcome,
     PlannedJob,
     Point,
-    Stage,
     Started,
 )
 from mlaprof.wire import decode_event
@@ -45,6 +46,9 @@ class Worker(Protocol):
     @property
     def tail(self) -> str: ...
 
+    @property
+    def mark(self) -> str: ...
+
     def next_line(self, limit_s: float) -> bytes | None: ...
 
     def wait(self, grace_s: float) -> str: ...
@@ -54,7 +58,6 @@ class Worker(Protocol):
 
 Spawn = Callable[[AnyJob], Worker]
 Keep = Callable[[AnyMeasurement], None]
-Pending = dict[str, Point | KernelPoint]
 
 
 class Plan(Protocol):
@@ -79,74 +82,78 @@ def spawn_worker(job: AnyJob, command: Sequence[str] = WORKER_COMMAND) -> Child:
 def sweep(plan: Plan, *, spawn: Spawn = spawn_worker, keep: Keep) -> Iterator[Event]:
     """Measure every job of plan in its own process; keep each Measurement before yielding it.
 
-    Every Point of the plan ends as exactly one Measurement. When a worker dies, is silent for longer than
-    point_timeout_s or writes what is no record, the Point in flight fails, and the rest of its job goes on in
-    a fresh worker. Closing the iterator, or an exception such as KeyboardInterrupt, ends the worker's group.
+    Every Point of the plan ends as exactly one Measurement. When a worker dies, is silent for longer than the limit
+    of its stage or writes what is no record, the Point at work fails, and the rest of its job goes on in a fresh
+    worker. A Point that ended two workers, of whatever jobs, is not tried again. Closing the iterator, or an exception
+    such as KeyboardInterrupt, ends the worker and all that it started.
     """
+    offences = Offences()
     for skip in plan.skips:
         keep(skip)
         yield skip
     for job in plan.jobs:
-        yield from _run_job(job, spawn, keep)
+        yield from _run_job(job, spawn, keep, offences)
 
 
-def _run_job(job: PlannedJob, spawn: Spawn, keep: Keep) -> Iterator[Event]:
+def _run_job(job: PlannedJob, spawn: Spawn, keep: Keep, offences: Offences) -> Iterator[Event]:
     pending: Pending = {point.key: point for point in job.points}
+    for key, outcome in offences.among(pending).items():
+        yield _kept(_failed(job, pending.pop(key), outcome), keep, offences)
+    built = True
+    idle = 0  # workers in a row that measured nothing
     while pending:
         before = len(pending)
-        end = yield from _run_worker(job, pending, spawn, keep)
-        if end.started is not None and end.started.key in pending:
-            lost, stage = [end.started.key], end.started.stage
-        elif len(pending) == before:
-            # A worker that did nothing would do so again, so everything left fails, once.
-            lost, stage = list(pending), "worker"
-        else:
-            continue
-        for key in lost:
-            failure = _failed(job, pending.pop(key), stage, end.reason)
-            keep(failure)
-            yield failure
+        end = yield from _run_worker(job, pending, spawn, keep, offences)
+        idle = idle + 1 if len(pending) == before else 0
+        blame = blamed(job, pending, end, idle=idle > 1, built=built)
+        built = built and blame.stage != "build"
+        for key in blame.keys:
+            outcome = Outcome(status="failed", stage=blame.stage, reason=end.reason, fault=end.fault)
+            yield _kept(_failed(job, pending.pop(key), outcome), keep, offences)
 
 
-@dataclass(frozen=True)
-class _End:
-    """How one worker ended."""
-
-    started: Started | None  # the last stage it began
-    reason: str  # first line the cause, then the tail of its output
+def _kept(measurement: AnyMeasurement, keep: Keep, offences: Offences) -> AnyMeasurement:
+    keep(measurement)
+    offences.note(measurement)
+    return measurement
 
 
-def _run_worker(job: PlannedJob, pending: Pending, spawn: Spawn, keep: Keep) -> Generator[Event, None, _End]:
+def _run_worker(
+    job: PlannedJob, pending: Pending, spawn: Spawn, keep: Keep, offences: Offences
+) -> Generator[Event, None, End]:
     """Let one worker measure pending, and take out of pending what it has measured."""
     started: Started | None = None
+    fault: Fault = ""
     cause = ""
     try:
         worker = spawn(job.model_copy(update={"points": tuple(pending.values())}))
     except OSError as error:
-        return _End(None, f"the worker could not start: {error}")
+        return End(None, "", "not_started", f"the worker could not start: {error}")
     try:
         while not cause:
+            limit_s = job.measure.limit_s(started.stage if started else "worker")
             try:
-                line = worker.next_line(job.measure.point_timeout_s)
+                line = worker.next_line(limit_s)
                 event = None if line is None else _read(line, job, pending)
             except TimeoutError:
-                cause = f"no sign of life for {job.measure.point_timeout_s:g} s, so the worker was killed"
+                fault, cause = "timeout", f"no sign of life for {limit_s:g} s, so the worker was killed"
                 break
             except ValueError as error:
-                cause = f"the worker wrote what is no record: {_first_line(error)}"
+                fault, cause = "rubbish", f"the worker wrote what is no record: {_first_line(error)}"
                 break
             if event is None:
-                cause = f"the worker ended too early: {worker.wait(EXIT_GRACE_S)}"
+                how = worker.wait(EXIT_GRACE_S)
+                fault, cause = fault_of_end(how, worker.tail), f"the worker ended too early: {how}"
             elif isinstance(event, Started):
                 started = event
                 yield event
             else:
                 del pending[event.point.key]
-                keep(event)
-                yield event
+                started = None  # what follows an answer is of no stage: a worker that goes now harms nobody
+                yield _kept(event, keep, offences)
     finally:
         worker.kill()
-    return _End(started, "\n".join(part for part in (cause, worker.tail) if part))
+    return End(started, worker.mark, fault, "\n".join(part for part in (cause, worker.tail) if part))
 
 
 def _read(line: bytes, job: PlannedJob, pending: Pending) -> Event:
@@ -164,14 +171,14 @@ def _read(line: bytes, job: PlannedJob, pending: Pending) -> Event:
     return event
 
 
-def _failed(job: PlannedJob, point: Point | KernelPoint, stage: Stage, reason: str) -> AnyMeasurement:
+def _failed(job: PlannedJob, point: Point | KernelPoint, outcome: Outcome) -> AnyMeasurement:
     record = Measurement if isinstance(job, Job) else KernelMeasurement
     return record.model_validate(
         {
             "point": point,
             "kind": job.kind,
             "process": job.process,
-            "outcome": Outcome(status="failed", stage=stage, reason=reason),
+            "outcome": outcome,
             "emulated": job.device == "cpu",
             "recorded_at": datetime.now(UTC).isoformat(timespec="seconds"),
         }

@@ -27,6 +27,7 @@ from mlaprof.study import PR_BOUNDARY
 # bf16 products in series against fp32. The largest of 168 layer checks on an H100 (2026-11-23, V3.2 and GLM-5, TP1 and
 # TP8, 1 to 8192 tokens) were 0.0114 for a row, 0.038 for an index key and 0.023 for the top-k; a wrong page, scale or
 # rotation gives 0.1 and more.
+NON_FINITE = "non-finite elements"
 MAX_ROW_ERROR = 0.02  # worst row of |out - ref| / |ref|
 MAX_KEY_ERROR = 0.08  # of a cached index key: e4m3 keeps 3 bits, and an amax at a power of two may round either way
 MAX_TOPK_MISS = 0.05  # 1 - mean Jaccard of the selected sets; upstream's own decode test demands as much
@@ -125,7 +126,7 @@ def same_bits(name: str, expected: Tensor, got: Tensor) -> Check:
 
 def finite(name: str, output: Tensor) -> Check:
     """How many elements are NaN or infinite. Limit 0: two equal NaNs are still wrong."""
-    return Check(name=f"{name}: non-finite elements", value=float((~output.isfinite()).sum()), limit=0.0)
+    return Check(name=f"{name}: {NON_FINITE}", value=float((~output.isfinite()).sum()), limit=0.0)
 
 
 def undeclared_writes(stack: Stack, hidden_states: Tensor, position_ids: Tensor) -> list[Check]:

@@ -12,10 +12,14 @@ from mlaprof.records import (
     Job,
     KernelJob,
     KernelMeasurement,
+    Manifest,
     Measurement,
     SearchJob,
     Started,
 )
+
+# What steers a terminal, C0 and C1, has no place in a name or a reason; a reason may have lines.
+_STEERING = dict.fromkeys((each for each in (*range(32), *range(127, 160)) if chr(each) not in "\n\t"), "?")
 
 
 def encode(event: Event) -> str:
@@ -47,6 +51,11 @@ def decode_job(text: str | bytes) -> AnyJob:
     return record.model_validate_json(text)
 
 
+def decode_manifest(text: str) -> Manifest:
+    """The head of a run from its JSON. Raises ValueError on anything else."""
+    return Manifest.model_validate(_json(text))
+
+
 def _measurement(value: Any) -> AnyMeasurement:
     record: type[Measurement] | type[KernelMeasurement] = KernelMeasurement if _is_kernel(value) else Measurement
     return record.model_validate(value)
@@ -58,6 +67,17 @@ def _is_kernel(value: Any) -> bool:
 
 def _json(line: str | bytes) -> Any:
     try:
-        return json.loads(line)
+        # Bytes as they are would be taken for UTF-16 where they begin with a zero.
+        return _harmless(json.loads(line.decode() if isinstance(line, bytes) else line))
     except RecursionError:
         raise ValueError("JSON nested too deeply") from None
+
+
+def _harmless(value: Any) -> Any:
+    if isinstance(value, str):
+        return value if value.isprintable() else value.translate(_STEERING)
+    if isinstance(value, list):
+        return [_harmless(each) for each in value]
+    if isinstance(value, dict):
+        return {_harmless(key): _harmless(each) for key, each in value.items()}
+    return value

@@ -1,9 +1,10 @@
 """A worker without torch, for tests of the sweep: it speaks the protocol, and fails as told.
 
-    fake_worker.py MODE [TARGET] --fd N
+    fake_worker.py MODE [TARGET] --mark M --fd N
 
-MODE    ok; or what happens at TARGET, a number of tokens: signal, exit, hang, rubbish, torn, stranger, twice,
-        chatter; or what happens before any Point: dead, mute, rubbish-first; or at the end: linger
+MODE    ok, or steady; or what happens at TARGET, a number of tokens: signal, exit, hang, rubbish, torn, stranger,
+        twice, chatter, build, marked, runaway; or what happens before any Point: dead, mute, rubbish-first; or at the
+        end: linger
 Standard library only, so that hundreds of them start in seconds.
 """
 
@@ -18,7 +19,7 @@ import time
 
 def main() -> None:
     mode = sys.argv[1]
-    target = int(sys.argv[2]) if sys.argv[2] != "--fd" else 0
+    target = int(sys.argv[2]) if not sys.argv[2].startswith("--") else 0
     pipe = os.fdopen(int(sys.argv[sys.argv.index("--fd") + 1]), "w", buffering=1)
     job = json.load(sys.stdin)
     print(f"worker {os.getpid()} of parent {os.getppid()}", flush=True)
@@ -29,12 +30,24 @@ def main() -> None:
         sleep_with_a_grandchild()
     if mode == "rubbish-first":
         pipe.write("Segmentation fault\n")
+    if mode == "build" and any(point["num_tokens"] == target for point in job["points"]):
+        first = key(job["points"][0])
+        pipe.write(json.dumps({"started": {"kind": job["kind"], "key": first, "stage": "build"}}) + "\n")
+        os.kill(os.getpid(), getattr(signal, os.environ.get("FAKE_SIGNAL", "SIGKILL")))
     for point in job["points"]:
         pipe.write(json.dumps({"started": {"kind": job["kind"], "key": key(point), "stage": "build"}}) + "\n")
         pipe.write(json.dumps({"started": {"kind": job["kind"], "key": key(point), "stage": "capture"}}) + "\n")
         line = json.dumps(measurement(job, point))
+        if mode == "marked" and any(each["num_tokens"] == target for each in job["points"]):
+            # The stage of the first is begun for all; the one whose turn it was breaks.
+            pipe.write(json.dumps({"started": {"kind": job["kind"], "key": key(point), "stage": "measure"}}) + "\n")
+            guilty = next(each for each in job["points"] if each["num_tokens"] == target)
+            os.pwrite(int(sys.argv[sys.argv.index("--mark") + 1]), f"{key(guilty)}\n".encode(), 0)
+            os.abort()
         if point["num_tokens"] == target:
             misbehave(mode, pipe, line)
+        if mode == "steady":  # so that a kill finds it between any two Points
+            time.sleep(0.002)
         pipe.write(line + "\n")
     if mode == "linger":
         pipe.close()
@@ -49,6 +62,13 @@ def misbehave(mode: str, pipe, line: str) -> None:
         sys.exit(3)
     elif mode == "hang":
         sleep_with_a_grandchild()
+    elif mode == "runaway":
+        if os.fork() == 0:
+            os.setsid()  # out of the group and the session
+            print(f"runaway {os.getpid()}", flush=True)
+            time.sleep(600)
+        time.sleep(0.2)
+        os.abort()
     elif mode == "rubbish":
         pipe.write('{"half": a record\n')
     elif mode == "torn":

@@ -22,6 +22,7 @@ Sources = Mapping[str, str]
 FLOORS = {
     "mlaprof": 0,  # the package itself: its version; no prefix for the modules inside
     "mlaprof.errors": 0,
+    "mlaprof.faults": 0,
     "mlaprof.shapes": 0,
     "mlaprof.kernel_shapes": 0,
     "mlaprof.kernels": 0,
@@ -35,6 +36,7 @@ FLOORS = {
     "mlaprof.checkpoint": 1,
     "mlaprof.runfile": 1,
     "mlaprof.kernel_choices": 1,
+    "mlaprof.runlock": 1,
     "mlaprof.skips": 1,
     "mlaprof.config": 1,
     "mlaprof.layer": 1,
@@ -48,18 +50,20 @@ FLOORS = {
     "mlaprof.machine": 2,
     "mlaprof.analysis": 2,
     "mlaprof.verify": 2,
+    "mlaprof.blame": 2,
     "mlaprof.opening": 3,
     "mlaprof.sweep": 3,
     "mlaprof.confirm": 3,
     "mlaprof.tune": 3,
     "mlaprof.worker": 3,
+    "mlaprof.drill": 3,
     "mlaprof.report": 3,
     "mlaprof.cli": 4,
     "mlaprof.__main__": 5,
 }
 ROOMS = ("mlaprof.layer", "mlaprof.capture", "mlaprof.measure")
 SINGLE_KERNELS = ("mlaprof.cases", "mlaprof.peers")  # one kernel at a time, beside the layer
-CHILD = ("mlaprof.worker", "mlaprof.verify", *ROOMS, *SINGLE_KERNELS)
+CHILD = ("mlaprof.worker", "mlaprof.drill", "mlaprof.verify", *ROOMS, *SINGLE_KERNELS)
 DOOR = ("mlaprof.report", "mlaprof.cli")
 PLAIN_KERNELS = ("mlaprof.kernels.tiles", "mlaprof.kernels.work")  # numbers about kernels, no tensors
 MAY_SYNCHRONISE = ("mlaprof.measure", "mlaprof.capture", "mlaprof.worker", "mlaprof.verify")

@@ -66,11 +66,13 @@ def test_a_wheel_holds_the_kernels_as_files_under_their_import_name(checkout: Pa
 
 
 def test_a_wheel_holds_every_module_of_the_checkout(checkout: Path, wheel: Path):
+    """All but mlaprof/drill: no release injects faults."""
     with zipfile.ZipFile(wheel) as archive:
         packed = {name for name in archive.namelist() if name.endswith(".py")}
     package = checkout / "mlaprof"
     files = {*package.rglob("*.py"), *(package / "kernels").rglob("*.py")}
-    assert packed == {file.relative_to(checkout).as_posix() for file in files}
+    names = {file.relative_to(checkout).as_posix() for file in files}
+    assert packed == {name for name in names if not name.startswith("mlaprof/drill/")} < names
 
 
 def test_kernels_import_from_a_wheel(wheel: Path, tmp_path: Path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -20,7 +21,7 @@ from hypothesis import strategies as st
 
 from mlaprof import store
 from mlaprof.errors import RunFileError
-from mlaprof.facts import Timing
+from mlaprof.facts import Check, Timing
 from mlaprof.records import Environment, Manifest, Measurement, Outcome, Point, Run
 
 ENVIRONMENT = Environment(
@@ -128,10 +129,11 @@ def test_an_existing_file_is_never_overwritten(tmp_path, content):
 def test_create_without_hard_links_still_never_overwrites(tmp_path, monkeypatch):
     """On a file system without links the run appears by a rename."""
 
-    def refuse(source: Path, target: Path) -> None:
+    def refuse(*arguments: object, **options: object) -> None:
         raise OSError("operation not supported")
 
     monkeypatch.setattr(os, "link", refuse)
+    monkeypatch.setattr(os, "O_TMPFILE", os.O_DIRECTORY | os.O_CREAT)  # which every file system refuses
     path = write_run(tmp_path / "run.mlaprof", 1)
 
     with pytest.raises(RunFileError, match="never overwritten"):
@@ -560,3 +562,17 @@ def test_run_ids_of_one_second_differ():
 def test_the_default_path_is_the_run_id_in_results():
     """results/<run id>.mlaprof."""
     assert Path("results/20261123-x.mlaprof") == store.default_path(Path("results"), "20261123-x")
+
+
+def test_a_check_that_is_not_a_number_comes_back_as_it_was(tmp_path):
+    """An output of NaN has such checks; their line must be a record, on the pipe and on disk."""
+    checks = tuple(Check(name=str(value), value=value, limit=0.0) for value in (math.nan, math.inf, -math.inf, 1.5))
+    measurement = make_measurement(1, "incorrect").model_copy(update={"checks": checks})
+    with store.create(tmp_path / "run.mlaprof", make_manifest()) as writer:
+        writer.append(measurement)
+
+    (found,) = store.load(tmp_path / "run.mlaprof").measurements
+
+    assert [str(each.value) for each in found.checks] == ["nan", "inf", "-inf", "1.5"]
+    assert not any(each.passed for each in found.checks[:2])
+    assert store.done(tmp_path / "run.mlaprof") == {("timing", "tiny/prefill/t1/ctx0/full", 0)}

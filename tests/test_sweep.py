@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ from mlaprof.machine.child import Child
 from mlaprof.plan import Plan
 from mlaprof.records import Job, Measurement, Outcome, Point, Started
 from mlaprof.shapes import LayerShape
-from mlaprof.study import BatchSpec, LayerSpec, MeasureSpec
+from mlaprof.study import BatchSpec, LayerSpec, MeasureSpec, StageLimits
 from mlaprof.sweep import Event, spawn_worker, sweep
 
 FAKE_WORKER = Path(__file__).with_name("fake_worker.py")
@@ -122,10 +123,13 @@ def children() -> set[str]:
 
 
 @pytest.fixture(autouse=True)
-def no_descriptor_and_no_child_is_left() -> Iterator[None]:
+def no_descriptor_no_child_and_no_file_is_left(tmp_path, monkeypatch) -> Iterator[None]:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
     descriptors, others = set(os.listdir("/proc/self/fd")), children()
     yield
     assert set(os.listdir("/proc/self/fd")) <= descriptors
+    assert list((tmp_path / "temporary").iterdir()) == []
     assert children() <= others  # libraries that earlier tests used may keep helpers of their own
 
 
@@ -202,17 +206,17 @@ def test_a_measurement_is_kept_before_it_is_yielded():
 
 
 @pytest.mark.parametrize(
-    ("mode", "words"),
+    ("mode", "fault", "words"),
     [
-        ("signal", "killed by SIGABRT"),
-        ("exit", "exit code 3"),
-        ("rubbish", "no record"),
-        ("torn", "exit code 0"),
-        ("stranger", "not measured yet"),
-        ("chatter", "killed by SIGABRT"),
+        ("signal", "illegal_address", "killed by SIGABRT"),
+        ("exit", "exited", "exit code 3"),
+        ("rubbish", "rubbish", "no record"),
+        ("torn", "exited", "exit code 0"),
+        ("stranger", "rubbish", "not measured yet"),
+        ("chatter", "crashed", "killed by SIGABRT"),
     ],
 )
-def test_a_fault_costs_its_own_point(mode, words):
+def test_a_fault_costs_its_own_point(mode, fault, words):
     """The Point in flight fails with the stage it was in; the rest is measured by a fresh worker."""
     spawn = Counted(fake(mode, 4))
 
@@ -220,7 +224,7 @@ def test_a_fault_costs_its_own_point(mode, words):
 
     assert statuses(kept) == {8: "ok", 4: "failed", 2: "ok", 1: "ok", 16: "ok"}
     failure = next(each for each in kept if each.outcome.status == "failed")
-    assert failure.outcome.stage == "capture"
+    assert (failure.outcome.stage, failure.outcome.fault) == ("capture", fault)
     assert words in failure.outcome.reason.splitlines()[0]
     assert failure.emulated
     assert [[point.num_tokens for point in job.points] for job in spawn.jobs] == [[8, 4, 2, 1], [2, 1], [16]]
@@ -248,15 +252,89 @@ def test_a_silent_worker_is_killed_with_its_group_at_the_limit():
     kept = run(make_job(8, 4, 2, timeout_s=0.7), spawn=spawn)
 
     assert statuses(kept) == {8: "ok", 4: "failed", 2: "ok"}
-    assert "no sign of life for 0.7 s" in kept[1].outcome.reason
+    assert kept[1].outcome.fault == "timeout" and "no sign of life for 0.7 s" in kept[1].outcome.reason
     assert wait_for(lambda: processes_of_group(spawn.workers[0].pid) == [])
+
+
+def test_each_stage_has_a_limit_of_its_own():
+    """The hang is in capture; point_timeout_s would last a minute, and the limits of other stages do not count."""
+    limits = StageLimits(build=50.0, capture=0.6, measure=40.0)
+    job = make_job(4)
+    job = job.model_copy(update={"measure": job.measure.model_copy(update={"limits_s": limits})})
+
+    (failure,) = run(job, spawn=fake("hang", 4))
+
+    assert "no sign of life for 0.6 s" in failure.outcome.reason
+    assert [job.measure.limit_s(stage) for stage in ("build", "verify", "measure", "worker")] == [
+        50.0,
+        60.0,
+        40.0,
+        60.0,
+    ]
+
+
+def test_a_process_that_left_group_and_session_is_ended_with_the_worker():
+    """A compiler's helper may call setsid; the worker that started it is dead already."""
+    (failure,) = run(make_job(4), spawn=fake("runaway", 4))
+
+    pid = int(re.search(r"runaway (\d+)", failure.outcome.reason)[1])
+    assert wait_for(
+        lambda: not Path(f"/proc/{pid}").exists() or "\nState:\tZ" in Path(f"/proc/{pid}/status").read_text()
+    )
+
+
+def test_in_a_shared_stage_the_fault_is_laid_on_the_point_at_work():
+    """The stage was begun for 8, and 2 was running when the worker died: 8 and 4 are measured all the same."""
+    kept = run(make_job(8, 4, 2), spawn=fake("marked", 2))
+
+    assert statuses(kept) == {2: "failed", 8: "ok", 4: "ok"}
+    assert (kept[0].outcome.stage, kept[0].outcome.fault) == ("measure", "crashed")
+
+
+def test_a_layer_that_kills_its_worker_is_built_without_its_largest_cell():
+    """Memory is what it most often lacks, and the cells come largest first."""
+    kept = run(make_job(8, 4, 2), spawn=fake("build", 8))
+
+    assert statuses(kept) == {8: "failed", 4: "ok", 2: "ok"}
+    assert (kept[0].outcome.stage, kept[0].outcome.fault) == ("build", "killed")
+
+
+def test_a_layer_that_breaks_every_worker_is_not_built_for_each_cell(monkeypatch):
+    """Not for lack of memory, and once more without the largest cell: so it will break again."""
+    monkeypatch.setenv("FAKE_SIGNAL", "SIGABRT")
+    spawn = Counted(fake("build", 1))
+
+    kept = run(make_job(8, 4, 2, 1), spawn=spawn)
+
+    assert statuses(kept) == {8: "failed", 4: "failed", 2: "failed", 1: "failed"}
+    assert len(spawn.workers) == 2
+
+
+def test_a_point_that_ended_two_workers_is_left_alone():
+    """In three processes that time it and one that weighs it: the third and the fourth job go on without it."""
+    again = [make_job(8, 4).model_copy(update={"process": each}) for each in (1, 2)]
+    memory = make_job(8, 4).model_copy(update={"kind": "memory"})
+    spawn = Counted(fake("signal", 4))
+
+    kept = run(make_job(8, 4), *again, memory, spawn=spawn)
+
+    assert [each.outcome.fault for each in kept if each.point.num_tokens == 4] == [
+        *("illegal_address", "illegal_address", "quarantined", "quarantined")
+    ]
+    assert all(each.outcome.usable for each in kept if each.point.num_tokens == 8)
+    left_alone = kept[-2].outcome
+    assert (
+        left_alone.stage == "plan"
+        and "ended a worker 2 times, at last by illegal_address at capture" in left_alone.reason
+    )
+    assert [len(job.points) for job in spawn.jobs] == [2, 2, 1, 1]
 
 
 @pytest.mark.parametrize(
     ("mode", "words"), [("dead", "exit code 7"), ("mute", "no sign of life"), ("rubbish-first", "no record")]
 )
-def test_a_worker_that_never_starts_a_point_is_not_tried_again(mode, words):
-    """All Points of such a job fail once, in stage `worker`; the next job has its own chance."""
+def test_a_worker_that_never_starts_a_point_is_tried_once_more(mode, words):
+    """Then all Points of such a job fail, in stage `worker`; the next job has its own chances."""
     spawn = Counted(fake(mode))
 
     kept = run(make_job(8, 4, timeout_s=0.7), make_job(2, timeout_s=0.7), spawn=spawn)
@@ -264,7 +342,18 @@ def test_a_worker_that_never_starts_a_point_is_not_tried_again(mode, words):
     assert statuses(kept) == {8: "failed", 4: "failed", 2: "failed"}
     assert {each.outcome.stage for each in kept} == {"worker"}
     assert all(words in each.outcome.reason for each in kept)
-    assert len(spawn.jobs) == 2
+    assert len(spawn.jobs) == 4
+
+
+def test_a_worker_that_is_killed_before_it_begins_costs_nothing():
+    """Whoever kills it, a fresh one does all of its job."""
+    commands = iter(
+        [[sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"], [sys.executable, str(FAKE_WORKER), "ok"]]
+    )
+
+    kept = run(make_job(8, 4), spawn=lambda job: spawn_worker(job, command=next(commands)))
+
+    assert statuses(kept) == {8: "ok", 4: "ok"}
 
 
 def test_a_worker_that_cannot_be_started_fails_its_points():

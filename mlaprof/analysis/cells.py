@@ -73,6 +73,7 @@ class Cell:
     emulated: bool
     stage: str = ""
     reason: str = ""
+    fault: str = ""
     notes: tuple[str, ...] = ()
     device_s: Estimate | None = None
     submit_s: Estimate | None = None
@@ -205,6 +206,7 @@ class Summary:
     piecewise_vs_breakable: tuple[PiecewiseVsBreakable, ...] = ()
     boundary_prices: tuple[BoundaryPrice, ...] = ()
     floor: Floor | None = None  # None: no cell of the run timed its baseline twice
+    forced: tuple[str, ...] = ()  # when it was gone on with by --force, and what had changed since it began
 
     @property
     def over_budget(self) -> bool:

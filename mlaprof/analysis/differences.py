@@ -36,6 +36,9 @@ class Difference:
     base: str
     new: str
 
+    def __str__(self) -> str:
+        return f"{self.name} {self.base} -> {self.new}"
+
 
 def mismatches(base: Summary, new: Summary) -> Iterator[Difference]:
     """What makes ratios of the two runs mean nothing, or something else than a change of the code."""
@@ -67,6 +70,16 @@ def elsewhere(manifest: Manifest, here: Environment) -> Iterator[Difference]:
     before, after = (_environment_facts(each) for each in (manifest.environment, here))
     for name in MEASURED:
         if before.get(name) != after.get(name):
+            yield Difference(name, before.get(name, "absent"), after.get(name, "absent"))
+
+
+def changes_since(manifest: Manifest, here: Environment, version: str) -> Iterator[Difference]:
+    """What of code and environment is not as it was when a run began; version is mlaprof's own."""
+    before = {**_environment_facts(manifest.environment), "mlaprof": manifest.mlaprof_version}
+    after = {**_environment_facts(here), "mlaprof": version}
+    for name in dict.fromkeys([*WEIGHTY, *before, *after]):
+        # A commit that changes no source changes no number.
+        if name != "git commit" and before.get(name) != after.get(name):
             yield Difference(name, before.get(name, "absent"), after.get(name, "absent"))
 
 
@@ -116,6 +129,7 @@ def _environment_facts(environment: Environment) -> dict[str, str]:
         **environment.packages,
         **environment.variables,
         "kernel source": environment.kernel_source_sha256[:12],
+        **({"source": environment.source_sha256[:12]} if environment.source_sha256 else {}),
         "git commit": f"{environment.git_commit or 'unknown'}{' (changed)' if environment.git_dirty else ''}",
     }
 

@@ -43,9 +43,9 @@ class Seen:
         if (leading := self.leading) is None:
             return f"{ENDED} this was measured"
         alike = [process for process, each in self.timings.items() if each.outcome == leading.outcome]
-        if not alike or not leading.outcome.reason or set(alike) == self._processes:
-            return leading.outcome.reason
-        return f"{_named(alike)}: {leading.outcome.reason}"
+        if not alike or not leading.outcome.cause or set(alike) == self._processes:
+            return leading.outcome.cause
+        return f"{_named(alike)}: {leading.outcome.cause}"
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -70,7 +70,7 @@ class Seen:
         leading = self.leading
         for kind, each in self.others.items():
             if each is not leading and each.outcome.status in ("failed", "incorrect", "skipped"):
-                yield f"{kind} {each.outcome.status}{f': {each.outcome.reason}' if each.outcome.reason else ''}"
+                yield f"{kind} {each.outcome.status}{f': {each.outcome.cause}' if each.outcome.cause else ''}"
         if leading is None:
             return
         if absent := sorted(self._processes - self.timings.keys()):
@@ -92,7 +92,7 @@ def collect(run: Run) -> tuple[dict[str, Seen], dict[str, Seen]]:
     """
     planned: dict[str, list[tuple[Kind, int]]] = {}
     for line in run.manifest.planned:
-        kind, process, key = _parts(line)
+        kind, process, key = parts(line)
         planned.setdefault(key, []).append((kind, process))
     timings: dict[str, dict[int, Measurement]] = {}
     others: dict[str, dict[Kind, Measurement]] = {}
@@ -116,7 +116,7 @@ def collect(run: Run) -> tuple[dict[str, Seen], dict[str, Seen]]:
     )
 
 
-def _parts(line: str) -> tuple[Kind, int, str]:
+def parts(line: str) -> tuple[Kind, int, str]:
     """Kind, process and key of what records.work wrote. Raises ValueError on anything else."""
     head, _, key = line.partition(" ")
     name, _, number = head.partition("#")

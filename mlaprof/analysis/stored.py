@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
-
+from mlaprof.config.yamltext import parse
+from mlaprof.errors import ConfigError
 from mlaprof.study import BudgetSpec
 
 
 def stored_study(study_yaml: str) -> dict[str, Any] | None:
     """The parts of a stored study by name; None where the text holds none."""
     try:
-        study = YAML(typ="safe").load(study_yaml)
-    except YAMLError:
+        study = parse(study_yaml, "stored study").value  # bounded, as the file is from anybody
+    except ConfigError:
         return None
     return study if isinstance(study, dict) else None
 

@@ -14,18 +14,20 @@ from mlaprof.analysis.findings import breaches, findings
 from mlaprof.analysis.floor import noise_floor, twin_trouble
 from mlaprof.analysis.keys import identity, of_point
 from mlaprof.analysis.ratios import ModeMean
-from mlaprof.analysis.seen import Seen, collect
+from mlaprof.analysis.seen import Seen, collect, parts
 from mlaprof.analysis.stats import Bootstrap, geometric_mean
 from mlaprof.analysis.stored import stored_budget
+from mlaprof.errors import RunFileError
 from mlaprof.facts import Timing
 from mlaprof.machine.nvml import POWER_CAP, THROTTLE_REASONS, event_names
-from mlaprof.records import Run
+from mlaprof.records import Manifest, Run
 from mlaprof.study import BASELINE, Boundary, Mode, Phase
 
 
 def summarize(run: Run) -> Summary:
-    """One Cell a Point key, in plan order. Raises ValueError on a planned line, its key or a budget that is not one."""
+    """One Cell a Point key, in plan order. Raises RunFileError on a planned line, its key or a budget that is none."""
     manifest = run.manifest
+    _require_sound(manifest)
     seen, twins = collect(run)
     arms, twin_arms = _arms(seen), _arms(twins)
 
@@ -55,7 +57,22 @@ def summarize(run: Run) -> Summary:
         piecewise_vs_breakable=piecewise_vs_breakable(cells, arms),
         boundary_prices=boundary_prices(cells, arms),
         floor=noise_floor(twin_arms, {key: arm for key, arm in arms.items() if not by_key[key].tiles}),
+        forced=manifest.forced,
     )
+
+
+def _require_sound(manifest: Manifest) -> None:
+    """What a run file says as text that only a reader of runs understands."""
+    try:
+        for line in manifest.planned:
+            identity(parts(line)[2])
+        stored_budget(manifest.study_yaml)
+    except ValueError as error:
+        raise RunFileError(
+            f"damaged run: {' '.join(str(error).split())[:200]}",
+            where=f"run {manifest.run_id}",
+            hint="restore it from a copy, or sweep again",
+        ) from error
 
 
 def _arms(seen: Mapping[str, Seen]) -> dict[str, Arm]:
@@ -81,6 +98,7 @@ def _cell(key: str, seen: Seen, arms: Mapping[str, Arm], *, emulated: bool) -> C
         emulated=leading.emulated if leading else emulated,
         stage="" if outcome in ("ok", "compiled", "missing") or leading is None else leading.outcome.stage,
         reason=seen.reason,
+        fault="" if leading is None else leading.outcome.fault,
         notes=(*seen.notes, "the timing holds no samples") if unsampled else seen.notes,
         memory=next((each.memory for each in seen.of("memory", "timing") if each.memory), None),
         graph=next((each.graph for each in seen.of("timing", "memory", "counts") if each.graph), None),

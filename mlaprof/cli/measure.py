@@ -60,6 +60,10 @@ def sweep(
     resume: Annotated[
         str | None, typer.Option(help="Go on with a run: measure what is not recorded, and what failed, again.")
     ] = None,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="With --resume: go on although code or environment changed; the run will say so."),
+    ] = False,
     quick: Annotated[
         bool, typer.Option("--quick", help="A first look: one process, few rounds; no gate should rest on it.")
     ] = False,
@@ -73,11 +77,13 @@ def sweep(
     """Measure every cell of CONFIG, store the run, print its table and draw its plots."""
     preset = preset_of(quick, rigorous)
     if resume is None:
+        if force:
+            raise ConfigError("is of a run to go on with", where="--force", hint="add --resume RUN, or leave it out")
         study = study_of(config, axis, setting, preset)
         opening = new_run(study, device, out_file, results, command=("mlaprof", *sys.argv[1:]))
     else:
         beside = _study_beside_a_run(config, axis, setting, preset, out_file)
-        opening = resumed_run(resume, results, device, study=beside, config=config)
+        opening = resumed_run(resume, results, device, study=beside, config=config, force=force)
     plan, manifest = opening.plan, opening.manifest
     if dry_run:
         listing.print_plan(plan, out)

@@ -17,7 +17,7 @@ from mlaprof.config.shape import check_name
 from mlaprof.config.yamltext import KeyPath, dump
 from mlaprof.errors import ConfigError
 from mlaprof.kernels import tiles
-from mlaprof.study import KernelStudy, KernelSweep, Launch, MeasureSpec, Part, Preset, TileChoice
+from mlaprof.study import KernelStudy, KernelSweep, Launch, MeasureSpec, Part, Preset, StageLimits, TileChoice
 
 MAX_POINTS = 100_000
 
@@ -40,6 +40,7 @@ _KEYS: dict[str, Sequence[str]] = {
     "": tuple(_KernelFile.model_fields),
     "kernels": tuple(_Kernel.model_fields),
     "measure": tuple(MeasureSpec.model_fields),
+    "measure.limits_s": tuple(StageLimits.model_fields),
 }
 
 

@@ -29,8 +29,10 @@ A relative path means relative to the file, or to the working directory when an 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,10 +46,12 @@ from mlaprof.config.shape import check_name, located, read_shape
 from mlaprof.config.yamltext import dump, parse
 from mlaprof.errors import ConfigError
 from mlaprof.study import (
+    DRILL_VARIABLE,
     Axes,
     BatchSpec,
     BudgetSpec,
     CaptureSpec,
+    FaultSpec,
     LayerOptions,
     LayerSpec,
     MeasureSpec,
@@ -55,6 +59,7 @@ from mlaprof.study import (
     PositiveInt,
     Preset,
     Selector,
+    StageLimits,
     Study,
     TileChoice,
     WeightsSpec,
@@ -81,10 +86,11 @@ class _StudyFile(Part):
     budget: BudgetSpec = BudgetSpec()
     tuned: str | bool = "auto"
     measure: MeasureSpec = MeasureSpec()
+    faults: tuple[FaultSpec, ...] = ()
 
 
 _KEYS: dict[str, Sequence[str]] = {
-    "": ("preset", "shape", *_StudyFile.model_fields),
+    "": ("preset", "shape", *(name for name in _StudyFile.model_fields if name != "faults")),
     "weights": tuple(WeightsSpec.model_fields),
     "layer": tuple(LayerOptions.model_fields),
     "sweep": tuple(_Sweep.model_fields),
@@ -94,6 +100,8 @@ _KEYS: dict[str, Sequence[str]] = {
     "capture": tuple(CaptureSpec.model_fields),
     "budget": tuple(BudgetSpec.model_fields),
     "measure": tuple(MeasureSpec.model_fields),
+    "faults": tuple(FaultSpec.model_fields),
+    "measure.limits_s": tuple(StageLimits.model_fields),
 }
 
 
@@ -142,6 +150,7 @@ def resolved_yaml(study: Study) -> str:
             "budget": study.budget.model_dump(),
             "tuned": study.tuned,
             "measure": study.measure.model_dump(),
+            **({"faults": [each.model_dump() for each in study.faults]} if study.faults else {}),
         }
     )
 
@@ -188,6 +197,9 @@ def _study(draft: Draft, folder: Path) -> Study:
     if isinstance(capture := written.get("capture"), dict) and capture.get("sizes") is not None:
         written["capture"] = _expanded(draft, "capture", capture, ("sizes",))
     check_name(draft, ("name",), written.get("name"))
+    if "faults" in written and not _drills_allowed():
+        hint = "remove it"
+        draft.complain(("faults",), "only the drills of mlaprof's own tests inject faults", hint)
     file = draft.validate(_StudyFile, written, (), _KEYS)
     draft.check()
     if file is None or named_shape is None:
@@ -219,6 +231,7 @@ def _study(draft: Draft, folder: Path) -> Study:
         budget=file.budget,
         tuned=_library(draft, file.tuned, folder),
         measure=file.measure,
+        faults=file.faults,
     )
 
 
@@ -227,6 +240,11 @@ def _library(draft: Draft, written: str | bool, folder: Path) -> str:
     if isinstance(written, bool):
         return "auto" if written else "off"
     return written if written in ("auto", "off") else str(located(draft, ("tuned",), written, folder))
+
+
+def _drills_allowed() -> bool:
+    """In a checkout, by whoever asks for it; a wheel has no mlaprof.drill to do it with."""
+    return os.environ.get(DRILL_VARIABLE) == "1" and find_spec("mlaprof.drill") is not None
 
 
 def _expanded(draft: Draft, block: str, written: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:

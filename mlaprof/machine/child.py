@@ -1,4 +1,5 @@
-"""One child process: own process group, a pipe of lines, and a bounded tail of what it prints."""
+"""One child process: own process group, a pipe of lines, a mark, a bounded tail of what it prints, and a folder for its
+temporary files that goes with it."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 
+from mlaprof.machine import descendants, scratch
 from mlaprof.machine.parent import PARENT_PID_VARIABLE
 
 TAIL_BYTES = 4096  # of stdout and stderr together
@@ -20,39 +22,48 @@ MAX_LINE_BYTES = 64 * 2**20  # a Measurement of 500 samples is about 20 kB
 _EXIT_POLL_S = 1.0
 _READ_BYTES = 65_536
 _DRAIN_READS = 32  # enough for two full pipes; a stray writer cannot hold us longer
+_MARK_BYTES = 4096  # the key of a Point is about a hundred
 
 
 class Child:
     """A running child. `next_line` until None, then `wait`; `kill` in every case."""
 
     def __init__(self, command: Sequence[str], stdin: bytes, variables: Mapping[str, str]) -> None:
-        lines, lines_child = os.pipe()
-        output, output_child = os.pipe()
-        self._lines, self._output = lines, output
         self._pending = bytearray()  # bytes of the line pipe after the last complete line
         self._tail = b""
+        self._marked = ""
         self._closed = False
-        self._selector = selectors.DefaultSelector()
-        try:
-            # A file, not a pipe: a child that never reads its stdin cannot block us.
-            with tempfile.TemporaryFile() as given:
-                given.write(stdin)
-                given.seek(0)
-                self._process = subprocess.Popen(
-                    [*command, "--fd", str(lines_child)],
-                    stdin=given,
-                    stdout=output_child,
-                    stderr=output_child,
-                    pass_fds=(lines_child,),
-                    env={**os.environ, **variables, PARENT_PID_VARIABLE: str(os.getpid())},
-                    start_new_session=True,
-                )
-        except BaseException:
-            self._close()
-            raise
-        finally:
-            os.close(lines_child)
-            os.close(output_child)
+        with contextlib.ExitStack() as opened:
+            self._keeper = descendants.Keeper(scratch.unused())
+            opened.callback(self._keeper.dismiss)
+            self._mark = opened.enter_context(tempfile.TemporaryFile(dir=self._keeper.scratch))
+            lines, lines_child = _pipe(opened)
+            output, output_child = _pipe(opened)
+            self._lines, self._output = lines, output
+            self._selector = opened.enter_context(selectors.DefaultSelector())
+            own = {
+                PARENT_PID_VARIABLE: str(os.getpid()),
+                descendants.VARIABLE: self._keeper.token,
+                "TMPDIR": self._keeper.scratch,
+            }
+            try:
+                # A file, not a pipe: a child that never reads its stdin cannot block us.
+                with tempfile.TemporaryFile(dir=self._keeper.scratch) as given:
+                    given.write(stdin)
+                    given.seek(0)
+                    self._process = subprocess.Popen(
+                        [*command, "--mark", str(self._mark.fileno()), "--fd", str(lines_child)],
+                        stdin=given,
+                        stdout=output_child,
+                        stderr=output_child,
+                        pass_fds=(lines_child, self._mark.fileno()),
+                        env={**os.environ, **variables, **own},
+                        start_new_session=True,
+                    )
+            finally:
+                os.close(lines_child)
+                os.close(output_child)
+            self._opened = opened.pop_all()
         for descriptor in (lines, output):
             os.set_blocking(descriptor, False)
             self._selector.register(descriptor, selectors.EVENT_READ)
@@ -66,6 +77,14 @@ class Child:
         """The last of stdout and stderr, without control characters."""
         text = self._tail.decode("utf-8", errors="replace")
         return "".join(c for c in text if c.isprintable() or c in "\n\t").strip()
+
+    @property
+    def mark(self) -> str:
+        """What the child last wrote to its mark, up to the end of the line; kept when it is gone."""
+        if not self._mark.closed:
+            head = os.pread(self._mark.fileno(), _MARK_BYTES, 0)
+            self._marked = head.partition(b"\n")[0].decode("utf-8", errors="replace")
+        return self._marked
 
     def next_line(self, limit_s: float) -> bytes | None:
         """The next complete line, without its end; None once the child has closed the pipe or ended.
@@ -107,13 +126,14 @@ class Child:
         return ending(self._process.returncode)
 
     def kill(self) -> None:
-        """End the child and everything in its process group, and leave no zombie. Harmless when repeated."""
+        """End the child and everything that it started, and leave no zombie and no file. Harmless when repeated."""
         if self._closed:
             return
         # Before the child is reaped, so its number still belongs to its group and to nobody else.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
+        descendants.kill_all(self._keeper.token)  # before the pipes are drained, which they may still be writing to
         for _ in range(_DRAIN_READS):
             if not self._selector.get_map() or not self._read(0):
                 break
@@ -142,10 +162,16 @@ class Child:
             return True
 
     def _close(self) -> None:
+        _ = self.mark  # the last one stays readable
         self._closed = True
-        self._selector.close()
-        os.close(self._lines)
-        os.close(self._output)
+        self._opened.close()
+
+
+def _pipe(opened: contextlib.ExitStack) -> tuple[int, int]:
+    """A pipe whose reading end is closed with the rest; the child's end is not."""
+    reading, writing = os.pipe()
+    opened.callback(os.close, reading)
+    return reading, writing
 
 
 def ending(returncode: int) -> str:

@@ -55,6 +55,7 @@ def snapshot() -> Environment:
         python=platform.python_version(),
         packages=package_versions(),
         kernel_source_sha256=kernel_source_sha256(Path(mlaprof.__file__).parent / "kernels"),
+        source_sha256=source_sha256(Path(mlaprof.__file__).parent),
         git_commit=commit,
         git_dirty=dirty,
         variables=behaviour_variables(os.environ),
@@ -102,10 +103,20 @@ def package_versions() -> dict[str, str]:
 
 def kernel_source_sha256(folder: Path) -> str:
     """One hash over name and content of folder/*.py in sorted order."""
+    return _sha256({path.name: path for path in folder.glob("*.py")})
+
+
+def source_sha256(folder: Path) -> str:
+    """One hash over name and content of every .py below folder, through links, too: kernels is one in a checkout."""
+    found = (Path(where, name) for where, _, names in os.walk(folder, followlinks=True) for name in names)
+    return _sha256({path.relative_to(folder).as_posix(): path for path in found if path.suffix == ".py"})
+
+
+def _sha256(files: Mapping[str, Path]) -> str:
     digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.py"), key=lambda path: path.name):
+    for name, path in sorted(files.items()):
         source = path.read_bytes()
-        digest.update(f"{path.name}\0{len(source)}\0".encode() + source)
+        digest.update(f"{name}\0{len(source)}\0".encode() + source)
     return digest.hexdigest()
 
 

@@ -94,6 +94,10 @@ class _Series(Generic[R]):
         return ArmSamples(tuple(self.samples), tuple(self.readings), tuple(self.bursts), self.burst_steps)
 
 
+def _unmarked(name: str) -> None:
+    pass
+
+
 def _always(warm: Sequence[object], found: Sequence[object]) -> bool:
     return True
 
@@ -107,6 +111,7 @@ def sample_rounds(
     reading: Callable[[], R | None],
     valid: Callable[[Sequence[R | None], Sequence[R | None]], bool] = _always,
     bursts: bool = True,
+    begin: Callable[[str], None] = _unmarked,
     now: Callable[[], float] = perf_counter,
     pause: Callable[[float], None] = sleep,
 ) -> Rounds[R]:
@@ -120,6 +125,7 @@ def sample_rounds(
              and measured again behind a pause that grows. Once a quarter of the rounds was void, or the pauses sum to
              10 s, rounds are kept as they are
     bursts   every tenth round, the first among them, each arm also runs a burst, in a random order
+    begin    told the name of each arm before its step runs, outside of what is timed
 
     Raises ValueError on no arms, and whatever a step raises. The garbage collector is off meanwhile and back in its
     former state afterwards.
@@ -135,10 +141,13 @@ def sample_rounds(
     throttled = False
     stop: Stop | None = None
     with quiet_collector():
-        warm = _warm_up(arms, clock, limits.warmup_s, reading, now, end_s)
+        warm = _warm_up(arms, clock, limits.warmup_s, reading, begin, now, end_s)
         while stop is None:
             shuffle(order)
-            found = {name: (clock.sample(arms[name]), reading()) for name in order}
+            found: dict[str, tuple[Sample, R | None]] = {}
+            for name in order:
+                begin(name)
+                found[name] = clock.sample(arms[name]), reading()
             if not throttled and not valid(warm, [beside for _, beside in found.values()]):
                 dropped += 1
                 most = MAX_VOID * max(limits.min_samples, done + dropped)
@@ -155,6 +164,7 @@ def sample_rounds(
             if bursts and done % BURST_EVERY == 0:
                 shuffle(order)
                 for name in order:
+                    begin(name)
                     _add_burst(series[name], arms[name], clock)
             done += 1
             stop = _stop(series.values(), limits, done, late=now() > end_s)
@@ -195,6 +205,7 @@ def _warm_up(
     clock: Clock,
     warmup_s: float,
     reading: Callable[[], R | None],
+    begin: Callable[[str], None],
     now: Callable[[], float],
     end_s: float,
 ) -> list[R | None]:
@@ -202,7 +213,8 @@ def _warm_up(
     begin_s = now()
     readings: list[R | None] = []
     while len(readings) < WARMUP_CALLS or now() - begin_s < warmup_s:
-        for step in arms.values():
+        for name, step in arms.items():
+            begin(name)
             clock.sample(step)
         readings.append(reading())
         if now() > end_s:

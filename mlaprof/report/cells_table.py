@@ -138,7 +138,8 @@ def _status(cell: Cell, ascii_only: bool) -> Text:
 
 
 def _break_even(cell: Cell) -> str:
-    return str(math.ceil(cell.break_even.replays)) if cell.break_even else ""
+    replays = cell.break_even.replays if cell.break_even else math.inf
+    return str(math.ceil(replays)) if math.isfinite(replays) else ""
 
 
 def _tile_labels(tiles: Sequence[str]) -> tuple[str | None, list[str]]:

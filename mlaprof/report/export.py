@@ -25,49 +25,51 @@ from mlaprof.report.capture_tables import (
 from mlaprof.report.cells_table import cell_columns, legend
 from mlaprof.report.clocks_table import clocks_columns, clocks_remarks, clocks_title
 from mlaprof.report.columns import markdown
-from mlaprof.report.objects import CSV_HEADER, cell_object, flat, ledger_object
+from mlaprof.report.objects import CSV_HEADER, cell_object, finite, flat, ledger_object
 from mlaprof.report.style import STATUS
 
 
 def to_json(summary: Summary) -> str:
     """A JSON array, one object a cell. Seconds, bytes, hertz; what is not known is null."""
-    return json.dumps([cell_object(cell) for cell in summary.cells], indent=2, allow_nan=False)
+    return json.dumps(finite([cell_object(cell) for cell in summary.cells]), indent=2, allow_nan=False)
 
 
 def summary_json(run: Run, summary: Summary) -> str:
     """One JSON object: where a run comes from, what it comes to, and its cells."""
     manifest = run.manifest
     return json.dumps(
-        {
-            "run_id": manifest.run_id,
-            "created_at": manifest.created_at,
-            "mlaprof_version": manifest.mlaprof_version,
-            "schema_version": manifest.schema_version,
-            "command": list(manifest.command),
-            "device": manifest.device,
-            "processor": summary.processor,
-            "emulated": summary.emulated,
-            "study_yaml": manifest.study_yaml,
-            "environment": manifest.environment.model_dump(mode="json"),
-            "findings": [sentences.finding(found, summary) for found in summary.findings],
-            "geomean_speedup": [asdict(mean) for mean in summary.means],
-            "over_budget": summary.over_budget,
-            "floor": asdict(summary.floor) if summary.floor else None,
-            "piecewise_vs_breakable": [asdict(each) for each in summary.piecewise_vs_breakable],
-            "boundary_prices": [asdict(each) for each in summary.boundary_prices],
-            "ledgers": [
-                {
-                    "preset": group.preset,
-                    "phase": group.phase,
-                    "context_len": group.context_len,
-                    "way": way,
-                    **ledger_object(ledger),
-                }
-                for group in groups(summary)
-                for way, ledger in group.ledgers.items()
-            ],
-            "cells": [cell_object(cell) for cell in summary.cells],
-        },
+        finite(
+            {
+                "run_id": manifest.run_id,
+                "created_at": manifest.created_at,
+                "mlaprof_version": manifest.mlaprof_version,
+                "schema_version": manifest.schema_version,
+                "command": list(manifest.command),
+                "device": manifest.device,
+                "processor": summary.processor,
+                "emulated": summary.emulated,
+                "study_yaml": manifest.study_yaml,
+                "environment": manifest.environment.model_dump(mode="json"),
+                "findings": [sentences.finding(found, summary) for found in summary.findings],
+                "geomean_speedup": [asdict(mean) for mean in summary.means],
+                "over_budget": summary.over_budget,
+                "floor": asdict(summary.floor) if summary.floor else None,
+                "piecewise_vs_breakable": [asdict(each) for each in summary.piecewise_vs_breakable],
+                "boundary_prices": [asdict(each) for each in summary.boundary_prices],
+                "ledgers": [
+                    {
+                        "preset": group.preset,
+                        "phase": group.phase,
+                        "context_len": group.context_len,
+                        "way": way,
+                        **ledger_object(ledger),
+                    }
+                    for group in groups(summary)
+                    for way, ledger in group.ledgers.items()
+                ],
+                "cells": [cell_object(cell) for cell in summary.cells],
+            }
+        ),
         indent=2,
         allow_nan=False,
     )

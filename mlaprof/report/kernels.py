@@ -157,7 +157,7 @@ def _troubles(cells: Sequence[KernelCell]) -> list[tuple[str, str]]:
     found: dict[tuple[str, str, str], list[str]] = {}
     for cell in cells:
         if cell.outcome.status != "ok":
-            key = cell.outcome.status, cell.way, cell.outcome.reason.split("\n")[0]
+            key = cell.outcome.status, cell.way, cell.outcome.cause.split("\n")[0]
             found.setdefault(key, []).append(cell.shape)
     told = []
     for (status, way, reason), where in found.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 from typing import Any
 
@@ -68,6 +69,7 @@ def cell_object(cell: Cell) -> dict[str, Any]:
         "outcome": cell.outcome,
         "stage": cell.stage,
         "reason": cell.reason,
+        "fault": cell.fault,
         "notes": list(cell.notes),
         "emulated": cell.emulated,
         **{name: _estimate(getattr(cell, name)) for name in ESTIMATES},
@@ -95,9 +97,8 @@ def cell_object(cell: Cell) -> dict[str, Any]:
         "checks": [
             {
                 "name": check.name,
-                # JSON has no NaN and no infinity; a check with one has failed.
-                "value": _finite(check.value),
-                "limit": _finite(check.limit),
+                "value": check.value,
+                "limit": check.limit,
                 "passed": check.passed,
             }
             for check in cell.checks
@@ -138,7 +139,7 @@ def flat(cell: Cell) -> dict[str, Any]:
 
 _PLAIN = (
     *("key", "preset", "phase", "num_tokens", "context_len", "mode", "boundary", "way", "tiles"),
-    *("outcome", "stage", "reason", "notes"),
+    *("outcome", "stage", "reason", "fault", "notes"),
     *(
         "emulated",
         "margin_s",
@@ -212,5 +213,13 @@ def _named(record: Record | None) -> dict[str, Any] | None:
     return record.model_dump(mode="json") if record else None
 
 
-def _finite(value: float) -> float | None:
-    return value if abs(value) < float("inf") else None
+def finite(value: Any) -> Any:
+    """The value with None for NaN and infinity, which JSON lacks: a check with one has failed, a ratio of absurd times
+    is unknown."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, list):
+        return [finite(each) for each in value]
+    if isinstance(value, dict):
+        return {key: finite(each) for key, each in value.items()}
+    return value

@@ -154,7 +154,7 @@ def _print_dispatch(tax: DispatchTax, emulated: bool, console: Console) -> None:
 def _print_without(measurements: Sequence[Measurement], console: Console) -> None:
     bare = [each for each in measurements if not each.counts and not each.dispatch]
     for status in dict.fromkeys(each.outcome.status for each in bare):
-        pairs = ((each.outcome.reason, each.point.key) for each in bare if each.outcome.status == status)
+        pairs = ((each.outcome.cause, each.point.key) for each in bare if each.outcome.status == status)
         for reason, keys in keys_by_reason(pairs).items():
             line = styled(STATUS[status], console)
             console.print(line.append_text(Text(f" {reason or 'nothing was counted'} ({keys})", style="default")))

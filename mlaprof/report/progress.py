@@ -103,7 +103,7 @@ def finished_line(measurement: AnyMeasurement, *, ascii_only: bool = False) -> T
 
 def _result(measurement: AnyMeasurement) -> str:
     if measurement.outcome.status not in ("ok", "compiled"):
-        return " ".join(f"{measurement.outcome.stage}: {measurement.outcome.reason}".split())
+        return " ".join(f"{measurement.outcome.stage}: {measurement.outcome.cause}".split())
     timed = measurement.timing or (None if isinstance(measurement, KernelMeasurement) else measurement.noise)
     if timed and timed.device_s:
         stamp = " emulated" if measurement.emulated else ""

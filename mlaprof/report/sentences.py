@@ -210,6 +210,8 @@ def troubles(summary: Summary) -> Iterator[tuple[CellStatus | None, str]]:
             yield outcome, f"{reason or 'no reason given'} ({keys})"
     for note, keys in keys_by_reason((note, cell.key) for cell in summary.cells for note in cell.notes).items():
         yield None, f"note: {note} ({keys})"
+    for line in summary.forced:
+        yield None, f"note: gone on with by --force, {line}"
 
 
 def _reason(cell: Cell) -> str:

@@ -1,4 +1,5 @@
-"""`python -m mlaprof.worker --fd N`: read a Job from stdin, write Started and Measurement lines to descriptor N."""
+"""`python -m mlaprof.worker --fd N --mark M`: read a Job from stdin, write Started and Measurement lines to descriptor
+N, and whose turn it is inside a shared stage to the file of descriptor M."""
 
 from __future__ import annotations
 
@@ -13,16 +14,28 @@ def main() -> None:
     die_with_parent()
     parser = argparse.ArgumentParser(prog="mlaprof.worker")
     parser.add_argument("--fd", type=int, required=True, help="descriptor to write records to")
-    descriptor = parser.parse_args().fd
+    parser.add_argument("--mark", type=int, help="descriptor of a file to write the key of the Point at work to")
+    options = parser.parse_args()
     # Imported only now: torch takes seconds, and the parent may be gone by then.
+    from mlaprof.records import Job, Started
     from mlaprof.wire import decode_job, encode
     from mlaprof.worker.events import ContextLost
     from mlaprof.worker.jobs import run_job
+    from mlaprof.worker.mark import Mark
 
     job = decode_job(sys.stdin.buffer.read())
-    with os.fdopen(descriptor, "w", encoding="utf-8", buffering=1) as lines:
+    mark = Mark(options.mark)
+    with os.fdopen(options.fd, "w", encoding="utf-8", buffering=1) as lines:
+        events = run_job(job, mark)
+        if isinstance(job, Job) and job.faults:
+            from mlaprof.drill.strike import Drill  # only checkouts have it
+
+            mark = Drill(options.mark, job, options.fd)
+            events = mark.events(run_job(job, mark))
         try:
-            for event in run_job(job):
+            for event in events:
+                if isinstance(event, Started):
+                    mark("")
                 lines.write(encode(event) + "\n")
         except ContextLost:
             # The Measurement that says why is out; whatever is left needs a fresh process.

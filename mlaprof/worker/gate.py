@@ -179,7 +179,8 @@ class Gate:
         rig.poison_caches()  # captures and replays have left the right rows there
         if key in self._proven:
             step = _Step(arm.stack(hidden, positions)[:num_tokens].clone(), rig.cache_rows())
-            return step, self._proven[key].same_bits(f"eager, {name}", step)
+            finite = verify.finite(f"eager output, {name}", step.output)
+            return step, [finite, *self._proven[key].same_bits(f"eager, {name}", step)]
         whole, probes = verify.probe(arm.stack, hidden, positions)
         step = _Step(whole[:num_tokens].clone(), rig.cache_rows())
         checks = [verify.finite(f"eager output, {name}", step.output)]

@@ -6,6 +6,9 @@ from collections.abc import Callable, Sequence
 from statistics import median
 
 from mlaprof.machine.nvml import THROTTLE_REASONS, Nvml, Reading
+from mlaprof.worker.events import NvmlGone
+
+NOTHING = Reading(sm_clock_hz=None, mem_clock_hz=None, power_w=None, temperature_c=None, event_reasons=None)
 
 
 class Watch:
@@ -17,9 +20,20 @@ class Watch:
     def __init__(self, nvml: Nvml, index: int | None) -> None:
         self._nvml = nvml
         self._index = index
+        self._told = self._silent = False  # whether any reading told something, and the last one nothing
 
     def reading(self) -> Reading | None:
-        return None if self._index is None else self._nvml.reading(self._index)
+        if self._index is None:
+            return None
+        found = self._nvml.reading(self._index)
+        self._silent = found == NOTHING
+        self._told = self._told or not self._silent
+        return found
+
+    def require_present(self) -> None:
+        """Raises NvmlGone where NVML told something of this GPU, and nothing any more."""
+        if self._told and self._silent:
+            raise NvmlGone("NVML does not answer any more: the clocks and the heat beside the last samples are unknown")
 
     def other_processes(self) -> int:
         """Processes with a context on the GPU beside this one, which NVML may list under another namespace's number."""

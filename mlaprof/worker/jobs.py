@@ -10,30 +10,35 @@ from mlaprof.records import AnyJob, Event, Job, KernelJob, Kind, SearchJob
 from mlaprof.worker.compiling import compile_job
 from mlaprof.worker.counting import counts_job
 from mlaprof.worker.dispatching import dispatch_job
-from mlaprof.worker.events import failure, recover, started
+from mlaprof.worker.events import ContextLost, failure, fault_of, recover, started
 from mlaprof.worker.kernels import kernel_job
+from mlaprof.worker.mark import Mark
 from mlaprof.worker.memory import memory_job
 from mlaprof.worker.noise import noise_job
-from mlaprof.worker.rig import Rig
+from mlaprof.worker.rig import Rig, cells
 from mlaprof.worker.searching import search_job
 from mlaprof.worker.timing import timing_job
 
 WITHOUT_A_LAYER: dict[Kind, Callable[[Job], Iterator[Event]]] = {"compile": compile_job, "dispatch": dispatch_job}
-WITH_A_LAYER: dict[Kind, Callable[[Rig], Iterator[Event]]] = {
+WITH_A_LAYER: dict[Kind, Callable[[Rig, Mark], Iterator[Event]]] = {
     "timing": timing_job,
     "memory": memory_job,
-    "counts": counts_job,
-    "noise": noise_job,
+    "counts": lambda rig, mark: counts_job(rig),
+    "noise": lambda rig, mark: noise_job(rig),
 }
 
 
-def run_job(job: AnyJob) -> Iterator[Event]:
-    """Do job. Where its layer cannot be built, every Point fails in stage `build`.
+def run_job(job: AnyJob, mark: Mark | None = None) -> Iterator[Event]:
+    """Do job. Where its layer cannot be built, every Point fails in stage `build`; where memory is too small for it,
+    only those of the largest cell.
+
+    mark    shows whose turn it is inside a stage that Points share
 
     Raises ContextLost after the Measurement of the Point that broke the CUDA context.
     """
+    mark = mark or Mark()
     if isinstance(job, KernelJob):
-        yield from kernel_job(job)
+        yield from kernel_job(job, mark)
         return
     if isinstance(job, SearchJob):
         yield from search_job(job)
@@ -45,9 +50,14 @@ def run_job(job: AnyJob) -> Iterator[Event]:
         yield started(job, job.points[0], "build")
         try:
             rig = Rig(job)
+            rig.settle()
         except Exception as error:
-            for point in job.points:
+            largest = cells(job.points)[0]
+            short = fault_of(error) in ("device_oom", "host_oom") and len(largest) < len(job.points)
+            for point in largest if short else job.points:
                 yield failure(job, point, "build", error)
             recover(job)
+            if short:  # what was allocated so far goes with the process
+                raise ContextLost from error
             return
-        yield from WITH_A_LAYER[job.kind](rig)
+        yield from WITH_A_LAYER[job.kind](rig, mark)

@@ -16,8 +16,9 @@ from mlaprof.machine.nvml import Nvml, Reading
 from mlaprof.measure.clock import Clock
 from mlaprof.measure.rounds import Rounds
 from mlaprof.records import Event, KernelJob, KernelMeasurement, KernelPoint, Outcome, SearchJob, Stage, Started
-from mlaprof.worker.events import reason_of, recover
+from mlaprof.worker.events import failed, recover, wrong
 from mlaprof.worker.health import Watch
+from mlaprof.worker.mark import Mark
 from mlaprof.worker.timing import clock_of, sample_arms, timing_of, watch_of
 
 Step = Callable[[], object]
@@ -34,22 +35,21 @@ class Proven:
     first_call_s: float
 
     @property
-    def wrong(self) -> str:
+    def wrong(self) -> tuple[Check, ...]:
         """What the oracle holds against it; empty where it is right."""
-        failed = [check for check in self.checks if not check.passed]
-        return "; ".join(f"{check.name} {check.value:.3g}, limit {check.limit:g}" for check in failed)
+        return tuple(check for check in self.checks if not check.passed)
 
 
-def kernel_job(job: KernelJob) -> Iterator[Event]:
+def kernel_job(job: KernelJob, mark: Mark | None = None) -> Iterator[Event]:
     """Every cell of the job, one after another. Raises ContextLost as events.recover does."""
-    clock = clock_of(job)
+    clock, mark = clock_of(job), mark or Mark()
     with torch.inference_mode(), Nvml() as nvml:
         watch = watch_of(job, nvml)
         for _, points in itertools.groupby(job.points, key=lambda point: point.cell):
-            yield from _cell(job, list(points), clock, watch)
+            yield from _cell(job, list(points), clock, watch, mark)
 
 
-def _cell(job: KernelJob, points: list[KernelPoint], clock: Clock, watch: Watch) -> Iterator[Event]:
+def _cell(job: KernelJob, points: list[KernelPoint], clock: Clock, watch: Watch, mark: Mark) -> Iterator[Event]:
     yield Started(kind=job.kind, key=points[0].key, stage="build")
     try:
         case = CASES[points[0].kernel](points[0].shape, seed=job.seed, device=torch.device(job.device))
@@ -68,35 +68,43 @@ def _cell(job: KernelJob, points: list[KernelPoint], clock: Clock, watch: Watch)
             yield from _lost(job, [point], "verify", error)
             continue
         if proven.wrong:
-            outcome = Outcome(status="incorrect", stage="verify", reason=proven.wrong)
-            yield kernel_measurement(job, case, point, outcome, checks=proven.checks)
+            yield kernel_measurement(job, case, point, wrong(proven.wrong), checks=proven.checks)
             continue
         ready.append(proven)
-    if not ready:
-        return
-    try:
-        groups = _by_pace(ready, clock)
-    except Exception as error:
-        yield from _lost(job, [each.point for each in ready], "measure", error)
-        return
-    for together in groups:
+    groups: list[list[Proven]] = []
+    while ready and not groups:
+        try:
+            groups = _by_pace(ready, clock, mark)
+        except Exception as error:
+            lost = mark.among([each.point for each in ready])
+            ready = [each for each in ready if each.point not in lost]
+            yield from _lost(job, lost, "measure", error)
+    while groups:
+        together = groups.pop(0)
         yield Started(kind=job.kind, key=together[0].point.key, stage="measure")
+        steps = {each.point.key: each.step for each in together}
         try:
             others = watch.other_processes()
-            rounds = sample_arms(job, {each.point.key: each.step for each in together}, clock, watch, seed=job.seed)
+            rounds = sample_arms(job, steps, clock, watch, seed=job.seed, mark=mark)
             others = max(others, watch.other_processes())
         except Exception as error:
-            yield from _lost(job, [each.point for each in together], "measure", error)
+            lost = mark.among([each.point for each in together])
+            yield from _lost(job, lost, "measure", error)
+            if sound := [each for each in together if each.point not in lost]:
+                groups.insert(0, sound)
             continue
         for each in together:
             timing = _timing(job, clock, rounds, each, others)
             yield kernel_measurement(job, case, each.point, Outcome(status="ok"), checks=each.checks, timing=timing)
 
 
-def _by_pace(ready: list[Proven], clock: Clock) -> list[list[Proven]]:
+def _by_pace(ready: list[Proven], clock: Clock, mark: Mark) -> list[list[Proven]]:
     """Those to be sampled in the same rounds: a chain of plain operations, a hundred times slower than a kernel, would
     take the time that the other rounds of the cell need."""
-    paces = [clock.sample(each.step).device_s for each in ready]
+    paces = []
+    for each in ready:
+        mark(each.point.key)
+        paces.append(clock.sample(each.step).device_s)
     limit = SLOW * min(paces)
     fast = [each for each, pace in zip(ready, paces, strict=True) if pace <= limit]
     slow = [each for each, pace in zip(ready, paces, strict=True) if pace > limit]
@@ -130,8 +138,8 @@ def _timing(job: KernelJob, clock: Clock, rounds: Rounds[Reading], done: Proven,
 def _lost(job: KernelJob, points: list[KernelPoint], stage: Stage, error: Exception) -> Iterator[KernelMeasurement]:
     """The failure of every Point that error took; then what is left is freed. Raises ContextLost as events.recover."""
     for point in points:
-        yield kernel_measurement(job, None, point, Outcome(status="failed", stage=stage, reason=reason_of(error)))
-    recover(job)
+        yield kernel_measurement(job, None, point, failed(stage, error))
+    recover(job, error)
 
 
 def kernel_measurement(

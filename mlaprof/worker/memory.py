@@ -11,27 +11,30 @@ from mlaprof.machine.nvml import Nvml
 from mlaprof.measure.memory import CpuMeter, CudaMeter, DeviceReading, MemoryMeter, weigh_capture
 from mlaprof.records import Outcome
 from mlaprof.worker.arms import Arm
-from mlaprof.worker.events import Event, failure, measurement, recover, started
+from mlaprof.worker.events import ContextLost, Event, failure, measurement, recover, started
+from mlaprof.worker.mark import Mark
 from mlaprof.worker.prepare import Prepared, capture_size, graph_facts, not_captured, passes_over
 from mlaprof.worker.rig import Rig
 
 EAGER_STEPS = 2  # a size, before the base is read: libraries load their kernels at first use
 
 
-def memory_job(rig: Rig) -> Iterator[Event]:
-    """Capture every size under a scale, then weigh a step of each Point. Every Measurement carries the whole ledger."""
-    job = rig.job
+def memory_job(rig: Rig, mark: Mark | None = None) -> Iterator[Event]:
+    """Capture every size under a scale, then weigh a step of each Point. Every Measurement carries the whole ledger.
+
+    Raises ContextLost where a size broke it: the others need a pool that it was never in.
+    """
+    job, mark = rig.job, mark or Mark()
     meter: MemoryMeter = CudaMeter() if job.device == "cuda" else CpuMeter()
     broken: dict[int, Exception] = {}
     yield started(job, job.points[0], "capture")
     try:
         arm = rig.arm(job.points[0])
-        ledger = _ledger(rig, arm, meter, broken)
+        ledger = _ledger(rig, arm, meter, broken, mark)
     except Exception as error:
-        for point in job.points:
+        for point in mark.among(job.points):
             yield failure(job, point, "capture", error)
-        recover(job)
-        return
+        raise ContextLost from error
     with Nvml() as nvml:
         for point in job.points:
             yield started(job, point, "measure")
@@ -46,16 +49,19 @@ def memory_job(rig: Rig) -> Iterator[Event]:
             yield event
 
 
-def _ledger(rig: Rig, arm: Arm, meter: MemoryMeter, broken: dict[int, Exception]) -> Ledger:
+def _ledger(rig: Rig, arm: Arm, meter: MemoryMeter, broken: dict[int, Exception], mark: Mark) -> Ledger:
     """What is there before the first capture, and what each size adds. Sizes that fail are told, and put in broken
     where the Point of that many tokens cannot be run without."""
     sizes = rig.capture_sizes(arm.point)
+    keys = {point.num_tokens: point.key for point in rig.job.points}
     for size in sizes:
+        mark(keys.get(size, ""))
         _run_eagerly(rig, arm, size)
     base = meter.reading()
     facts: list[SizeFacts] = []
     pool_bytes = 0
     for size in sizes if arm.graphs is not None else ():
+        mark(keys.get(size, ""))
         try:
             with weigh_capture(meter) as weight:
                 found = capture_size(rig, arm, size)

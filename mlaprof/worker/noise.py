@@ -92,7 +92,7 @@ def _sample(rig: Rig, arms: dict[str, Step], clock: Clock, watch: Watch, rounds:
             min_samples=rounds,
             max_samples=rounds,
             ci_half_width=spec.ci_half_width,
-            time_s=min(spec.cell_time_s, TIME_SHARE * spec.point_timeout_s),
+            time_s=min(spec.cell_time_s, TIME_SHARE * spec.limit_s("measure")),
             warmup_s=spec.warmup_s,
         ),
         seed=job.batch.seed + ORDERS_APART * job.process,

@@ -40,7 +40,9 @@ def prepare(rig: Rig, point: Point) -> Prepared:
         rig.load(point.num_tokens)
     else:
         capture_size(rig, arm, point.num_tokens)
-    return Prepared(arm, perf_counter() - begin_s if arm.graphs is not None else 0.0)
+    prepare_s = perf_counter() - begin_s if arm.graphs is not None else 0.0
+    rig.settle()
+    return Prepared(arm, prepare_s)
 
 
 def passes_over(rig: Rig, point: Point) -> bool:

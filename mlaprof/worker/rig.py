@@ -84,6 +84,11 @@ class Rig:
         self._arms: dict[tuple[str, str], Arm] = {}
         self.load(self.sizes[0])  # sets batch and loaded: what is in place
 
+    def settle(self) -> None:
+        """Wait for the device: a fault of what was submitted shall show here, not in the stage of another Point."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
     def requests(self, num_tokens: int) -> tuple[tuple[Request, ...], tuple[Request, ...]]:
         """(contexts, generations) of the study's batch at this token count. Raises ValueError where there is none."""
         point, batch = self.job.points[0], self.job.batch

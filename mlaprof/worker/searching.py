@@ -28,7 +28,7 @@ from mlaprof.study import TileChoice
 from mlaprof.tuning.candidates import candidates, form_of
 from mlaprof.tuning.search import EXHAUSTIVE, Proposal, Values, ask, settled
 from mlaprof.worker.compilers import Compiled, Compilers
-from mlaprof.worker.events import reason_of, recover
+from mlaprof.worker.events import failed, recover, wrong
 from mlaprof.worker.health import Watch
 from mlaprof.worker.kernels import Proven, kernel_measurement, prove
 from mlaprof.worker.ranking import few_samples, resources_of, rounds_again, runs_kernels, target_of, timed_row, too_much
@@ -207,8 +207,7 @@ class _Search:
             return
         check_s = perf_counter() - begin_s
         if proven.wrong:
-            outcome = Outcome(status="incorrect", stage="verify", reason=proven.wrong)
-            yield from self._ended(candidate, outcome, check_s=check_s)
+            yield from self._ended(candidate, wrong(proven.wrong), check_s=check_s)
             return
         yield Started(kind="search", key=point.key, stage="measure")
         try:
@@ -244,11 +243,11 @@ class _Search:
     ) -> Iterator[Event]:
         """A candidate that raised; then what it held is freed. Raises ContextLost as events.recover."""
         self._tell(values, None)
-        outcome = Outcome(status="failed", stage=stage, reason=reason_of(error))
+        outcome = failed(stage, error)
         # Tensors of the failed call hang on its traceback (Triton #11174).
         error.__traceback__ = None
         yield kernel_measurement(self.job, None, point, outcome, search=facts)
-        recover(self.job)
+        recover(self.job, error)
 
     def _tell(self, values: Values, seconds: float | None) -> None:
         self.told[values] = seconds

@@ -14,13 +14,14 @@ from mlaprof.measure.clock import Clock, CpuClock, CudaClock, Step
 from mlaprof.measure.rounds import Limits, Rounds, sample_rounds
 from mlaprof.records import AnyJob, Job, Outcome, Point
 from mlaprof.worker.arms import Arm
-from mlaprof.worker.events import Event, failure, measurement, recover, started
+from mlaprof.worker.events import Event, failure, measurement, recover, started, wrong
 from mlaprof.worker.gate import Gate, Verdict
 from mlaprof.worker.health import Watch, valid_at
+from mlaprof.worker.mark import Mark
 from mlaprof.worker.prepare import Prepared, graph_facts, prepare
 from mlaprof.worker.rig import Rig, cells
 
-TIME_SHARE = 0.5  # of point_timeout_s may go to the samples of one cell; the parent kills at all of it
+TIME_SHARE = 0.5  # of the limit of its stage may go to the samples of one cell; the parent kills at all of it
 ORDERS_APART = 1_000_003  # between the seeds of two processes, so that their orders have nothing in common
 
 
@@ -34,9 +35,10 @@ class Proven:
     first_call_s: float
 
 
-def timing_job(rig: Rig) -> Iterator[Event]:
+def timing_job(rig: Rig, mark: Mark | None = None) -> Iterator[Event]:
     """Capture every arm at every size first, so that all see the same allocator; then prove and sample cell by cell."""
     job = rig.job
+    mark = mark or Mark()
     clock = clock_of(job)
     prepared = yield from capture(rig)
     with Nvml() as nvml:
@@ -44,7 +46,7 @@ def timing_job(rig: Rig) -> Iterator[Event]:
         for points in cells(job.points):
             ready = [prepared[point.key] for point in points if point.key in prepared]
             if ready:
-                yield from _cell(rig, ready, clock, watch)
+                yield from _cell(rig, ready, clock, watch, mark)
 
 
 def capture(rig: Rig) -> Generator[Event, None, dict[str, Prepared]]:
@@ -62,23 +64,33 @@ def capture(rig: Rig) -> Generator[Event, None, dict[str, Prepared]]:
     return prepared
 
 
-def _cell(rig: Rig, prepared: list[Prepared], clock: Clock, watch: Watch) -> Iterator[Event]:
-    job = rig.job
+def _cell(rig: Rig, prepared: list[Prepared], clock: Clock, watch: Watch, mark: Mark) -> Iterator[Event]:
     gate = Gate(rig, prepared[0].arm.point.num_tokens)
     ready = yield from prove(rig, gate, prepared, clock)
-    if not ready:
-        return
+    while ready:
+        ready = yield from _sampled(rig, gate, ready, clock, watch, mark)
+
+
+def _sampled(
+    rig: Rig, gate: Gate, ready: list[Proven], clock: Clock, watch: Watch, mark: Mark
+) -> Generator[Event, None, list[Proven]]:
+    """Sample these arms; when one breaks it has its Measurement, and the others are answered with, to be sampled."""
+    job = rig.job
     yield started(job, ready[0].arm.point, "measure")
     try:
         others = watch.other_processes()
-        rounds = _sample(rig, ready, clock, watch)
+        rounds = _sample(rig, ready, clock, watch, mark)
         others = max(others, watch.other_processes())
-        verdicts = [gate.recheck(each.arm, each.verdict) for each in ready]
+        verdicts = []
+        for each in ready:
+            mark(each.arm.point.key)
+            verdicts.append(gate.recheck(each.arm, each.verdict))
     except Exception as error:
-        for lost in ready:
-            yield failure(job, lost.arm.point, "measure", error)
-        recover(job)
-        return
+        lost = mark.among([each.arm.point for each in ready])
+        for point in lost:
+            yield failure(job, point, "measure", error)
+        recover(job, error)
+        return [each for each in ready if each.arm.point not in lost]
     for done, verdict in zip(ready, verdicts, strict=True):
         point = done.arm.point
         if verdict.wrong:
@@ -93,6 +105,7 @@ def _cell(rig: Rig, prepared: list[Prepared], clock: Clock, watch: Watch) -> Ite
             gate=verdict.facts,
             graph=done.graph,
         )
+    return []
 
 
 def prove(rig: Rig, gate: Gate, prepared: list[Prepared], clock: Clock) -> Generator[Event, None, list[Proven]]:
@@ -118,9 +131,7 @@ def prove(rig: Rig, gate: Gate, prepared: list[Prepared], clock: Clock) -> Gener
 
 
 def incorrect(job: Job, point: Point, verdict: Verdict, facts: GraphFacts) -> Event:
-    reason = "; ".join(f"{check.name} {check.value:.3g}, limit {check.limit:g}" for check in verdict.wrong)
-    outcome = Outcome(status="incorrect", stage="verify", reason=reason)
-    return measurement(job, point, outcome, checks=verdict.checks, gate=verdict.facts, graph=facts)
+    return measurement(job, point, wrong(verdict.wrong), checks=verdict.checks, gate=verdict.facts, graph=facts)
 
 
 def _first_call_s(rig: Rig, prepared: Prepared, clock: Clock) -> float:
@@ -133,29 +144,38 @@ def _first_call_s(rig: Rig, prepared: Prepared, clock: Clock) -> float:
     return (prepared.prepare_s or 0.0) + perf_counter() - begin_s
 
 
-def _sample(rig: Rig, ready: list[Proven], clock: Clock, watch: Watch) -> Rounds[Reading]:
+def _sample(rig: Rig, ready: list[Proven], clock: Clock, watch: Watch, mark: Mark) -> Rounds[Reading]:
     rest(rig, ready)
     steps = {each.arm.point.key: step_of(each.arm) for each in ready}
-    return sample_arms(rig.job, steps, clock, watch, seed=rig.job.batch.seed)
+    return sample_arms(rig.job, steps, clock, watch, seed=rig.job.batch.seed, mark=mark)
 
 
-def sample_arms(job: AnyJob, steps: Mapping[str, Step], clock: Clock, watch: Watch, *, seed: int) -> Rounds[Reading]:
-    """Rounds of these steps as the job's measure has it; seed of the orders, which no two processes share."""
-    spec = job.measure
-    return sample_rounds(
+def sample_arms(
+    job: AnyJob, steps: Mapping[str, Step], clock: Clock, watch: Watch, *, seed: int, mark: Mark | None = None
+) -> Rounds[Reading]:
+    """Rounds of these steps as the job's measure has it; seed of the orders, which no two processes share.
+
+    Raises NvmlGone where NVML answered at the beginning and no more at the end, and whatever a step raises.
+    """
+    spec, mark = job.measure, mark or Mark()
+    rounds = sample_rounds(
         steps,
         clock,
         Limits(
             min_samples=spec.min_samples,
             max_samples=max(spec.min_samples, spec.max_samples),
             ci_half_width=spec.ci_half_width,
-            time_s=min(spec.cell_time_s, TIME_SHARE * spec.point_timeout_s),
+            time_s=min(spec.cell_time_s, TIME_SHARE * spec.limit_s("measure")),
             warmup_s=spec.warmup_s,
         ),
         seed=seed + ORDERS_APART * job.process,
         reading=watch.reading,
         valid=valid_at(spec.min_clock_ratio),
+        begin=mark,
     )
+    mark("")
+    watch.require_present()
+    return rounds
 
 
 def rest(rig: Rig, ready: list[Proven]) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from mlaprof.analysis.cells import Breach, Summary
 from mlaprof.analysis.summary import summarize
+from mlaprof.errors import RunFileError
 from mlaprof.facts import SizeFacts
 
 
@@ -70,7 +71,7 @@ def test_a_study_without_a_budget_limits_nothing(fake_runs: ModuleType, study_ya
 @pytest.mark.parametrize("budget", ["syncs: -1", "syncs: many", "sync: 0"])
 def test_a_budget_that_is_none_is_refused(fake_runs: ModuleType, budget: str) -> None:
     """Rather than taken for no limit."""
-    with pytest.raises(ValueError, match="BudgetSpec"):
+    with pytest.raises(RunFileError, match="BudgetSpec"):
         summary_of(fake_runs, [], budget)
 
 

@@ -11,6 +11,7 @@ import pytest
 from mlaprof.analysis.arms import Arm, arm_of, speedup
 from mlaprof.analysis.cells import Cell, Summary
 from mlaprof.analysis.summary import summarize
+from mlaprof.errors import RunFileError
 from mlaprof.records import work
 
 
@@ -102,7 +103,7 @@ def test_a_later_timing_replaces_that_of_its_own_process_alone(fake_runs: Module
 @pytest.mark.parametrize("line", ["timing#x KEY", "timings KEY", "timing#-1 KEY", "KEY", ""])
 def test_a_planned_line_that_is_none_is_refused(fake_runs: ModuleType, line: str) -> None:
     line = line.replace("KEY", fake_runs.point().key)
-    with pytest.raises(ValueError, match="planned: expected `KIND KEY` or `KIND#N KEY`"):
+    with pytest.raises(RunFileError, match="planned: expected `KIND KEY` or `KIND#N KEY`"):
         summarize(fake_runs.make_run([], planned=[line]))
 
 

@@ -7,6 +7,7 @@ import pytest
 from mlaprof.analysis.cells import Cell, Summary
 from mlaprof.analysis.groups import groups
 from mlaprof.analysis.summary import summarize
+from mlaprof.errors import RunFileError
 
 
 def only(summary: Summary) -> Cell:
@@ -275,7 +276,7 @@ def test_an_empty_run_summarizes_to_nothing(fake_runs: ModuleType) -> None:
 
 
 def test_a_planned_key_that_is_none_is_refused(fake_runs: ModuleType) -> None:
-    with pytest.raises(ValueError, match="expected preset/phase/tN"):
+    with pytest.raises(RunFileError, match="expected preset/phase/tN"):
         summarize(fake_runs.make_run([], planned=["timing nonsense"]))
 
 

@@ -33,7 +33,7 @@ import mlaprof.worker.jobs as jobs
 from mlaprof.records import Outcome
 from mlaprof.worker.events import ContextLost, measurement, started
 from mlaprof.worker.__main__ import main
-def run_job(job):
+def run_job(job, mark):
     for point in job.points:
         yield started(job, point, "measure")
         if point.num_tokens == 4:
