@@ -200,6 +200,8 @@ _TINY = LayerShape(
     rope=_V3_2.rope,
 )
 
+MODEL_LAYERS: dict[str, int] = {"v3.2": 61, "v3.2-tp8": 61, "glm-5": 78, "glm-5-tp8": 78}  # each with attention
+
 PRESETS: dict[str, LayerShape] = {
     "v3.2": _V3_2,
     "v3.2-tp8": tensor_parallel(_V3_2, 8),

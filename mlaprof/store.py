@@ -205,6 +205,12 @@ def load(path: Path) -> Run:
         )
 
 
+def copy(path: Path, target: Path) -> None:
+    """Write the run at path, as it stands at this moment, to a new file of its own. Raises RunFileError."""
+    with reading(path, SCHEMA_VERSION) as connection:
+        connection.execute("VACUUM INTO ?", (str(target),))
+
+
 def load_layers(path: Path) -> Run:
     """As load, of a run of the layer. Raises RunFileError on one of single kernels, too."""
     run = load(path)

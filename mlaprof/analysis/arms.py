@@ -14,7 +14,7 @@ from mlaprof.analysis.stats import BLOCK, Bootstrap, Estimate, hierarchical, pai
 from mlaprof.facts import Timing
 from mlaprof.records import AnyMeasurement
 
-Clock = Literal["device_s", "submit_s"]
+Clock = Literal["device_s", "submit_s", "sustained_s"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +36,10 @@ class Arm:
     @cached_property
     def submit_s(self) -> Bootstrap | None:
         return self._bootstrap("submit_s", f"submit {self.key}")
+
+    @cached_property
+    def sustained_s(self) -> Bootstrap | None:
+        return self._bootstrap("sustained_s", f"sustained_s {self.key}")
 
     def rounds(self, clock: Clock) -> dict[int, tuple[float, ...]]:
         """The samples of a clock by process."""
@@ -86,6 +90,23 @@ def speedup(slower: Arm | None, arm: Arm | None, clock: Clock = "device_s") -> B
         return paired(list(after.values()), list(before.values()), seed=seed)
     base, new = getattr(slower, clock), getattr(arm, clock)
     return quotient(new, base)
+
+
+def service_speedup(slower: Arm | None, arm: Arm | None) -> Bootstrap | None:
+    """slower / arm by what a step takes in service: sustained times where both have them, elsewhere the quotient of
+    the longer of submit and device time of each. None where the two cannot be compared."""
+    if slower is None or arm is None or not _comparable(slower, arm):
+        return None
+    if slower.sustained_s and arm.sustained_s:
+        return speedup(slower, arm, "sustained_s")
+    if slower is arm:
+        return speedup(slower, arm)
+    before, after = _longer(slower), _longer(arm)
+    return quotient(after, before) if min(before.value, after.value) > 0 else None
+
+
+def _longer(arm: Arm) -> Bootstrap:
+    return max((arm.device_s, arm.submit_s or arm.device_s), key=lambda each: each.value)
 
 
 def _comparable(one: Arm, other: Arm) -> bool:

@@ -84,6 +84,7 @@ class Cell:
     processes: int = 0  # fresh processes that the samples are of
     speedup: Estimate | None = None  # of device_s over the baseline of the cell, default tiles; above 1 is faster
     submit_speedup: Estimate | None = None  # of submit_s, likewise; None where emulated: it would be speedup again
+    step_speedup: Estimate | None = None  # of step, what a step takes in service, likewise
     tiles_speedup: Estimate | None = None  # over the default tiles of the same way
     cache: Literal["cold", "warm"] | None = None
     clock: Literal["cuda_event", "perf_counter"] | None = None

@@ -19,7 +19,8 @@ class ModeMean:
     boundary: Boundary
     way: str
     tiles: str
-    speedup: Estimate  # n counts cells
+    speedup: Estimate  # of device_s; n counts cells
+    step: Estimate | None = None  # of what a step takes in service, host and device at work at once
 
 
 @dataclass(frozen=True)

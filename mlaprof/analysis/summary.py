@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from statistics import median
 
-from mlaprof.analysis.arms import Arm, arm_of, speedup
+from mlaprof.analysis.arms import Arm, arm_of, service_speedup, speedup
 from mlaprof.analysis.capture import boundary_prices, break_even, piecewise_vs_breakable
 from mlaprof.analysis.cells import Cell, CellStatus, Summary
 from mlaprof.analysis.clocks import StepBudget, step_budget
@@ -15,7 +15,7 @@ from mlaprof.analysis.floor import noise_floor, twin_trouble
 from mlaprof.analysis.keys import identity, of_point
 from mlaprof.analysis.ratios import ModeMean
 from mlaprof.analysis.seen import Seen, collect, parts
-from mlaprof.analysis.stats import Bootstrap, geometric_mean
+from mlaprof.analysis.stats import Bootstrap, Estimate, geometric_mean
 from mlaprof.analysis.stored import stored_budget
 from mlaprof.errors import RunFileError
 from mlaprof.facts import Timing
@@ -178,16 +178,19 @@ def _with_ratios(cell: Cell, arm: Arm, baseline: Arm | None, default: Arm | None
     faster = speedup(baseline, arm)
     tiles_faster = speedup(default, arm) if cell.tiles else None
     submit_faster = None if cell.emulated else speedup(baseline, arm, "submit_s")
+    step_faster = service_speedup(baseline, arm)
     return replace(
         cell,
         speedup=faster.estimate if faster else None,
         submit_speedup=submit_faster.estimate if submit_faster else None,
+        step_speedup=step_faster.estimate if step_faster else None,
         tiles_speedup=tiles_faster.estimate if tiles_faster else None,
     )
 
 
 def _means(cells: list[Cell], arms: Mapping[str, Arm]) -> tuple[ModeMean, ...]:
     groups: dict[tuple[str, Phase, int, Mode, Boundary, str, str], list[Bootstrap]] = {}
+    steps: dict[tuple[str, Phase, int, Mode, Boundary, str, str], list[Bootstrap | None]] = {}
     for cell in cells:
         baseline = arms.get(f"{cell.place}/{BASELINE}")
         if not cell.timed or arms[cell.key] is baseline:
@@ -196,4 +199,13 @@ def _means(cells: list[Cell], arms: Mapping[str, Arm]) -> tuple[ModeMean, ...]:
         if faster is not None:
             group = (cell.preset, cell.phase, cell.context_len, cell.mode, cell.boundary, cell.way, cell.tiles)
             groups.setdefault(group, []).append(faster)
-    return tuple(ModeMean(*group, geometric_mean(ratios).estimate) for group, ratios in groups.items())
+            steps.setdefault(group, []).append(service_speedup(baseline, arms[cell.key]))
+    return tuple(
+        ModeMean(*group, geometric_mean(ratios).estimate, _mean(steps[group])) for group, ratios in groups.items()
+    )
+
+
+def _mean(ratios: list[Bootstrap | None]) -> Estimate | None:
+    """None unless every cell has one: a mean over other cells would stand beside it as if it were over these."""
+    known = [each for each in ratios if each is not None]
+    return geometric_mean(known).estimate if known and len(known) == len(ratios) else None

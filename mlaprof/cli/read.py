@@ -26,6 +26,7 @@ from mlaprof.report.comparison import comparison_json, print_comparison
 from mlaprof.report.console import print_summary
 from mlaprof.report.kernels import kernels_csv, kernels_json, kernels_markdown, print_kernels
 from mlaprof.report.tuning import evaluations_csv, print_tuning, tuning_json, tuning_markdown
+from mlaprof.runs import found_run
 from mlaprof.tuning.summary import summarize_tuning
 
 RunOrWay = Annotated[str, typer.Argument(help="A run as for show, or one way of it: RUN:MODE[@BOUNDARY].")]
@@ -45,7 +46,7 @@ def show(
     results: ResultsDir = RESULTS,
 ) -> None:
     """Print a run: its cells with medians and intervals, memory, and what failed."""
-    found = store.load(store.resolve(run, results))
+    found = found_run(run, results)
     if found.is_of_kernels:
         _show_kernels(found, format)
         return

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Iterator
 
 from rich.console import Console
+from rich.text import Text
 
 from mlaprof.analysis.cells import Cell, Summary
 from mlaprof.analysis.compare import Comparison, Delta
@@ -15,7 +17,7 @@ from mlaprof.analysis.stats import Estimate
 from mlaprof.analysis.verdicts import VERDICTS
 from mlaprof.report import sentences
 from mlaprof.report.columns import Column, print_columns
-from mlaprof.report.lines import keys_by_reason, print_wrapped, styled
+from mlaprof.report.lines import keys_by_reason, print_wrapped
 from mlaprof.report.style import VERDICT
 from mlaprof.report.units import change, time_unit
 
@@ -40,13 +42,13 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
     if comparison.again:
         print_wrapped(f"what was slower is measured again in run {comparison.again}", console)
 
-    deltas = sorted(comparison.deltas, key=lambda delta: VERDICTS.index(delta.verdict))
-    if deltas:
-        _print_deltas(comparison, deltas, console)
+    columns = delta_columns(comparison, ascii_only=console.options.ascii_only)
+    if columns:
+        print_columns(columns, console, last_rows=len(comparison.means))
     else:
         print_wrapped("no cell was timed in either run", console, "yellow")
-    for text, keys in keys_by_reason((f"{d.verdict}: {d.reason}", d.key) for d in deltas if d.reason).items():
-        print_wrapped(f"{text} ({keys})", console)
+    for reason in delta_reasons(comparison):
+        print_wrapped(reason, console)
     _print_tally(comparison, console)
 
 
@@ -122,7 +124,11 @@ def _ratio_object(ratio: Estimate | None) -> dict[str, float | None]:
     }
 
 
-def _print_deltas(comparison: Comparison, deltas: list[Delta], console: Console) -> None:
+def delta_columns(comparison: Comparison, *, ascii_only: bool = False) -> list[Column]:
+    """A row a cell, the gravest verdict first, then a row a mean; empty where no cell was timed in either run."""
+    deltas = _gravest_first(comparison)
+    if not deltas:
+        return []
     unit = time_unit(
         cell.device_s.median for delta in deltas for cell in (delta.base, delta.new) if cell and cell.device_s
     )
@@ -133,27 +139,51 @@ def _print_deltas(comparison: Comparison, deltas: list[Delta], console: Console)
 
     ratios = [*(delta.ratio for delta in deltas), *means.values()]
     blank = [""] * len(means)
-    print_columns(
-        [
-            Column("verdict", 0, [*(styled(VERDICT[d.verdict], console) for d in deltas), *blank], right=False),
-            Column("cell", 0, [*(d.key for d in deltas), *(f"geomean {way}" for way in means)], right=False),
-            Column("new / base", 0, [f"{each.median:.3f}" if each else "" for each in ratios]),
-            Column("95% CI", 1, [f"{e.ci_low:.3f} {e.ci_high:.3f}" if e else "" for e in ratios]),
-            Column("change", 2, [change(each.median) if each else "" for each in ratios], right=False),
-            Column("p (BH)", 6, [*(_p(d.p_bh) for d in deltas), *blank]),
-            Column("to settle", 5, [*(_to_settle(d) for d in deltas), *blank]),
-            Column(f"new {unit.name}", 3, [*(median(d.new) for d in deltas), *blank]),
-            Column(f"base {unit.name}", 4, [*(median(d.base) for d in deltas), *blank]),
-        ],
-        console,
-        last_rows=len(means),
-    )
+    verdicts = [Text(VERDICT[d.verdict].text(ascii_only), style=VERDICT[d.verdict].colour) for d in deltas]
+    return [
+        Column("verdict", 0, [*verdicts, *blank], right=False),
+        Column("cell", 0, [*(d.key for d in deltas), *(f"geomean {way}" for way in means)], right=False),
+        Column("new / base", 0, [f"{each.median:.3f}" if each else "" for each in ratios]),
+        Column("95% CI", 1, [f"{e.ci_low:.3f} {e.ci_high:.3f}" if e else "" for e in ratios]),
+        Column("change", 2, [change(each.median) if each else "" for each in ratios], right=False),
+        Column("p (BH)", 6, [*(_p(d.p_bh) for d in deltas), *blank]),
+        Column("to settle", 5, [*(_to_settle(d) for d in deltas), *blank]),
+        Column(f"new {unit.name}", 3, [*(median(d.new) for d in deltas), *blank]),
+        Column(f"base {unit.name}", 4, [*(median(d.base) for d in deltas), *blank]),
+    ]
+
+
+def delta_reasons(comparison: Comparison) -> Iterator[str]:
+    """One line a reason: the verdict, why, and of which cells."""
+    reasons = ((f"{delta.verdict}: {delta.reason}", delta.key) for delta in _gravest_first(comparison) if delta.reason)
+    for text, keys in keys_by_reason(reasons).items():
+        yield f"{text} ({keys})"
+
+
+def surroundings(comparison: Comparison) -> Iterator[str]:
+    """What differs around the two runs, and the noise that both showed."""
+    for kind, differences in (("MISMATCH", comparison.mismatches), ("CROSS-MACHINE", comparison.crossed)):
+        yield from (f"{kind} {_differs(each)}" for each in differences)
+    for each in comparison.notes:
+        yield f"{'DIFFERENT' if each.name in WEIGHTY else 'note:'} {_differs(each)}"
+    yield _floors(comparison)
+    yield from (f"{name} is a quick run: it reports, it does not gate" for name in comparison.quick)
+
+
+def tally(comparison: Comparison) -> str:
+    """`2 SLOWER, 14 SAME at a threshold of 1.0%`"""
+    counts = Counter(delta.verdict for delta in comparison.deltas)
+    told = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict])
+    return f"{told or 'nothing compared'} at a threshold of {_threshold(comparison)}"
+
+
+def _gravest_first(comparison: Comparison) -> list[Delta]:
+    return sorted(comparison.deltas, key=lambda delta: VERDICTS.index(delta.verdict))
 
 
 def _print_tally(comparison: Comparison, console: Console) -> None:
     counts = Counter(delta.verdict for delta in comparison.deltas)
-    tally = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict])
-    print_wrapped(f"{tally or 'nothing compared'} at a threshold of {_threshold(comparison)}", console, "bold")
+    print_wrapped(tally(comparison), console, "bold")
     unsettled = [delta for delta in comparison.deltas if delta.rounds or delta.more]
     if unsettled:
         print_wrapped(

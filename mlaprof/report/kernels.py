@@ -38,7 +38,7 @@ def print_kernels(summary: KernelSummary, manifest: Manifest, console: Console) 
         print_wrapped(f"\n{stamp}{title}", console, "bold")
         if timed:
             print_columns(kernel_columns(timed), console, instead=", or use --format csv")
-        for status, text in _troubles(cells):
+        for status, text in troubles(cells):
             line = styled(STATUS[status], console)
             line.append_text(Text(f" {text}", style="default"))
             console.print(line)
@@ -117,7 +117,7 @@ def kernels_markdown(summary: KernelSummary, manifest: Manifest) -> str:
         parts.append(" | ".join(part for part in (f"### {kernel}", _constants(timed)) if part))
         if timed:
             parts.append(markdown(kernel_columns(timed)))
-        parts += [f"- {STATUS[status].word}: {text}" for status, text in _troubles(cells)]
+        parts += [f"- {STATUS[status].word}: {text}" for status, text in troubles(cells)]
     return "\n\n".join([*parts, ceilings(summary), LEGEND]) + "\n"
 
 
@@ -151,7 +151,7 @@ def _constants(cells: Sequence[KernelCell]) -> str:
     return ", ".join(f"{axis}={size}" for axis, size in cells[0].axes.items() if axis not in shown)
 
 
-def _troubles(cells: Sequence[KernelCell]) -> list[tuple[str, str]]:
+def troubles(cells: Sequence[KernelCell]) -> list[tuple[str, str]]:
     """(status, `provider at these shapes: reason`) of what was not timed, the same reason once."""
     shapes = {cell.shape for cell in cells}
     found: dict[tuple[str, str, str], list[str]] = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -152,27 +152,32 @@ def print_runs(runs: Sequence[RunEntry], console: Console) -> None:
 def print_environment(environment: Environment, warnings: Sequence[Warning_], console: Console) -> None:
     """This machine, and what on it speaks against a number."""
     table = _table("fact", "value", headers=False)
+    for fact, value in environment_rows(environment):
+        table.add_row(fact, value)
+    console.print(table)
+    print_warnings(warnings, console)
+
+
+def environment_rows(environment: Environment) -> Iterator[tuple[str, str]]:
+    """(fact, value) of the machine and the software, those of GPUs first."""
     for number, gpu in enumerate(environment.gpus):
         unused = number != environment.used_gpu
         for name, facts in _facts(gpu).items():
-            table.add_row(f"{name} (not used)" if unused and name == "GPU" else name, ", ".join(filter(None, facts)))
+            yield f"{name} (not used)" if unused and name == "GPU" else name, ", ".join(filter(None, facts))
     if not environment.gpus:
-        table.add_row("GPU", "none")
+        yield "GPU", "none"
     driver = f"CUDA up to {environment.cuda_driver}" if environment.cuda_driver else ""
     secret = _on("confidential computing", environment.confidential_computing)
-    table.add_row("NVML", ", ".join(filter(None, (environment.nvml, driver, secret))))
+    yield "NVML", ", ".join(filter(None, (environment.nvml, driver, secret)))
     load = "" if environment.load_average is None else f"load {environment.load_average:.1f}"
     cpu = (environment.cpu, f"{environment.cpu_count} cores", size(environment.memory_bytes), load)
-    table.add_row("CPU", ", ".join(filter(None, cpu)))
+    yield "CPU", ", ".join(filter(None, cpu))
     container = f"container {environment.container[:12]}" if environment.container else ""
-    table.add_row("system", ", ".join(filter(None, (environment.os, f"Python {environment.python}", container))))
-    table.add_row("packages", ", ".join(f"{name} {version}" for name, version in environment.packages.items()))
+    yield "system", ", ".join(filter(None, (environment.os, f"Python {environment.python}", container)))
+    yield "packages", ", ".join(f"{name} {version}" for name, version in environment.packages.items())
     commit = environment.git_commit or "not a git checkout"
-    table.add_row("mlaprof", f"{commit[:12]}{' with local changes' if environment.git_dirty else ''}")
-    for name, value in environment.variables.items():
-        table.add_row(name, value)
-    console.print(table)
-    print_warnings(warnings, console)
+    yield "mlaprof", f"{commit[:12]}{' with local changes' if environment.git_dirty else ''}"
+    yield from environment.variables.items()
 
 
 def print_warnings(warnings: Sequence[Warning_], console: Console) -> None:

@@ -12,7 +12,7 @@ from mlaprof.facts import Ledger, Record, SizeFacts
 from mlaprof.study import BOUNDED_MODES
 
 CLOCKS = ("device_s", "submit_s", "latency_s", "sustained_s", "warm_device_s")
-ESTIMATES = (*CLOCKS, "speedup", "submit_speedup", "tiles_speedup")
+ESTIMATES = (*CLOCKS, "speedup", "submit_speedup", "step_speedup", "tiles_speedup")
 BUDGET = ("busy_s", "launch_gap_s", "host_stall_s", "sync_wait_s")
 HARDSHIPS = ("power_capped", "dropped_rounds", "other_processes")  # of the rounds; of no error
 MEMORY = (

@@ -114,3 +114,13 @@ LEDGER_PARTS: dict[str, tuple[str, str]] = {  # part of a memory ledger -> (labe
     "driver_bytes": ("graphs' driver memory", "#D55E00"),
 }
 MEMORY_REST = ("rest of the allocator's peak", "#BBBBBB")
+
+ROOFLINE_MARKERS: tuple[tuple[str, str], ...] = (  # colour and marker of each kernel in turn
+    ("#0072B2", "o"),
+    ("#D55E00", "s"),
+    ("#009E73", "^"),
+    ("#CC79A7", "D"),
+    ("#E69F00", "P"),
+    ("#56B4E9", "v"),
+    ("#444444", "X"),
+)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlaprof.analysis.cells import Summary
@@ -73,3 +74,11 @@ def legend_above(axes: Axes, *, ncols: int) -> None:
         bbox_transform=blended_transform_factory(figure.transFigure, axes.transAxes) if figure else None,
         borderaxespad=0.2,
     )
+
+
+def save(figure: Figure, folder: Path, stem: str) -> list[Path]:
+    """Write the figure as PNG and SVG, the same bytes for the same run; both paths, PNG first. Raises OSError."""
+    paths = [folder / f"{stem}.png", folder / f"{stem}.svg"]
+    figure.savefig(paths[0], dpi=DPI)
+    figure.savefig(paths[1], metadata={"Date": None})
+    return paths

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from mlaprof.analysis.cells import Cell, Summary
+from mlaprof.analysis.cells import Cell, Floor, Summary
 from mlaprof.analysis.groups import Group
 from mlaprof.analysis.stats import Estimate
 from mlaprof.report.figures.canvas import canvas
@@ -61,6 +62,8 @@ def speedup(summary: Summary, group: Group) -> Figure | None:
     figure, panels = canvas(summary, group, f"Speed-up over {BASELINE}", rows=len(drawn))
     for axes, (what, arms) in zip(panels, drawn.items(), strict=True):
         _speedup_panel(axes, what, arms)
+        if arms and summary.floor and what != "host submit time":  # the floor is of device times
+            _floor_band(axes, summary.floor)
     finish(list(zip(panels, drawn.values(), strict=True)))
     return figure
 
@@ -85,6 +88,14 @@ def _speedup_panel(axes: Axes, what: str, arms: Arms) -> None:
     axes.set_ylim(max(0.0, min(bottom, 0.9)), max(top, 1.1))
     if wide:
         plain_log_ticks(axes)
+
+
+def _floor_band(axes: Axes, floor: Floor) -> None:
+    """What two timings of one thing differ by: a line inside the band tells no difference."""
+    axes.axhspan(math.exp(-floor.ratio), math.exp(floor.ratio), color="#999999", alpha=0.25, linewidth=0, zorder=0)
+    axes.annotate(
+        f"grey band: A/A floor {floor.ratio:.1%}", (0.995, 0.02), xycoords="axes fraction", ha="right", fontsize=8.5
+    )
 
 
 def _arms(group: Group, value: Callable[[Cell], Estimate | None]) -> Arms:

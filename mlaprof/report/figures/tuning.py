@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlaprof.records import Manifest
-from mlaprof.report.figures.canvas import DPI, HEIGHT_IN, RC, WIDTH_IN
+from mlaprof.report.figures.canvas import HEIGHT_IN, RC, WIDTH_IN, save
 from mlaprof.report.units import time_unit
 from mlaprof.tuning.summary import TargetSummary
 
@@ -29,13 +29,13 @@ def write_tuning_figures(summaries: Sequence[TargetSummary], manifest: Manifest,
             if not summary.course:
                 continue
             folder.mkdir(parents=True, exist_ok=True)
-            figure = course(summary, manifest)
-            stem = re.sub(r"[^a-z0-9]+", "-", f"course-{number}-{summary.search.target.kernel}")
-            for suffix, metadata in (("png", {}), ("svg", {"Date": None})):
-                path = folder / f"{stem}.{suffix}"
-                figure.savefig(path, dpi=DPI, metadata=metadata)
-                written.append(path)
+            written += save(course(summary, manifest), folder, course_stem(number, summary))
     return written
+
+
+def course_stem(number: int, summary: TargetSummary) -> str:
+    """`course-<number of the target>-<kernel>`, of lower-case letters, digits and dashes."""
+    return re.sub(r"[^a-z0-9]+", "-", f"course-{number}-{summary.search.target.kernel}".lower()).strip("-")
 
 
 def course(summary: TargetSummary, manifest: Manifest) -> Figure:
