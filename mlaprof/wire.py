@@ -16,6 +16,7 @@ from mlaprof.records import (
     SearchJob,
     Started,
 )
+from mlaprof.traces import TraceMeasurement
 
 
 def encode(event: Event) -> str:
@@ -48,12 +49,10 @@ def decode_job(text: str | bytes) -> AnyJob:
 
 
 def _measurement(value: Any) -> AnyMeasurement:
-    record: type[Measurement] | type[KernelMeasurement] = KernelMeasurement if _is_kernel(value) else Measurement
-    return record.model_validate(value)
-
-
-def _is_kernel(value: Any) -> bool:
-    return isinstance(value, dict) and value.get("kind") in ("kernel", "search")
+    kind = value.get("kind") if isinstance(value, dict) else None
+    if kind in ("kernel", "search"):
+        return KernelMeasurement.model_validate(value)
+    return (TraceMeasurement if kind == "trace" else Measurement).model_validate(value)
 
 
 def _json(line: str | bytes) -> Any:

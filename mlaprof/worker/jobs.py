@@ -17,6 +17,7 @@ from mlaprof.worker.noise import noise_job
 from mlaprof.worker.rig import Rig
 from mlaprof.worker.searching import search_job
 from mlaprof.worker.timing import timing_job
+from mlaprof.worker.tracing import trace_job
 
 WITHOUT_A_LAYER: dict[Kind, Callable[[Job], Iterator[Event]]] = {"compile": compile_job, "dispatch": dispatch_job}
 WITH_A_LAYER: dict[Kind, Callable[[Rig], Iterator[Event]]] = {
@@ -24,6 +25,7 @@ WITH_A_LAYER: dict[Kind, Callable[[Rig], Iterator[Event]]] = {
     "memory": memory_job,
     "counts": counts_job,
     "noise": noise_job,
+    "trace": trace_job,
 }
 
 
