@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,21 +36,44 @@ def write_figures(run: Run, summary: Summary, folder: Path) -> list[Path]:
 
     Names are `<figure>-<phase>-ctx<context_len>`. Raises OSError where the folder cannot be written.
     """
-    import matplotlib
-
     if run.manifest.run_id != summary.run_id:
         raise ValueError(f"summary: expected the one of run {run.manifest.run_id}, got {summary.run_id}")
     folder.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
-    with matplotlib.rc_context(RC):
-        for group in groups(summary):
-            for name, draw in FIGURES.items():
-                figure = draw(summary, group)
-                if figure is None:
-                    continue
-                stem = f"{name}-{group.phase}-ctx{group.context_len}"
-                for suffix, metadata in (("png", {}), ("svg", {"Date": None})):
-                    path = folder / f"{stem}.{suffix}"
-                    figure.savefig(path, dpi=DPI, metadata=metadata)
-                    written.append(path)
+    for stem, figure in drawn(summary):
+        for suffix, metadata in (("png", {}), ("svg", {"Date": None})):
+            path = folder / f"{stem}.{suffix}"
+            with _style():
+                figure.savefig(path, dpi=DPI, metadata=metadata)
+            written.append(path)
     return written
+
+
+def drawn(summary: Summary) -> Iterator[tuple[str, Figure]]:
+    """Every figure that the run has data for, with its name `<figure>-<phase>-ctx<context_len>`."""
+    for stem in figure_stems(summary):
+        if (figure := draw(summary, stem)) is not None:
+            yield stem, figure
+
+
+def figure_stems(summary: Summary) -> dict[str, str]:
+    """The names that figures of the run's cells would have -> the figure of FIGURES that each is of."""
+    return {_stem(name, group): name for group in groups(summary) for name in FIGURES}
+
+
+def draw(summary: Summary, stem: str) -> Figure | None:
+    """The figure of that name; None where the run has no data for it. Raises KeyError on a name that is none."""
+    kind = figure_stems(summary)[stem]
+    group = next(group for group in groups(summary) if _stem(kind, group) == stem)
+    with _style():
+        return FIGURES[kind](summary, group)
+
+
+def _stem(name: str, group: Group) -> str:
+    return f"{name}-{group.phase}-ctx{group.context_len}"
+
+
+def _style() -> AbstractContextManager[None]:
+    import matplotlib
+
+    return matplotlib.rc_context(RC)
