@@ -15,7 +15,7 @@ from mlaprof.analysis.arms import Arm, arm_of, speedup
 from mlaprof.analysis.floor import LEAST_FLOOR, TWIN
 from mlaprof.analysis.stats import Estimate
 from mlaprof.analysis.verdicts import MIN_SAMPLES, Verdict, verdict
-from mlaprof.records import Kind, Measurement, Point
+from mlaprof.records import Kind, Measurement
 from mlaprof.study import BASELINE
 
 THRESHOLD = 0.01  # smallest change that counts, or the difference of the cell's A/A twin where that is larger
@@ -32,6 +32,7 @@ class RunningCell:
     """
 
     key: str
+    emulated: bool
     processes: int  # whose timings are in
     planned: int  # processes that time it
     device_s: Estimate | None = None
@@ -77,7 +78,7 @@ class Running:
             self._last_s = now_s
         self._left.pop((measurement.kind, measurement.point.key, measurement.process), None)
         self._keep(measurement)
-        return self._cell(measurement.point)
+        return self._cell(measurement)
 
     def _keep(self, measurement: Measurement) -> None:
         if measurement.kind == "timing":
@@ -85,13 +86,15 @@ class Running:
             self._timings.setdefault(key, {})[process] = measurement
             self._processes.setdefault(key, set()).add(process)
 
-    def _cell(self, point: Point) -> RunningCell:
+    def _cell(self, measurement: Measurement) -> RunningCell:
+        point = measurement.point
         key, timings = point.key, self._timings.get(point.key, {})
         arm, base = self._arm(key), f"{point.cell}/{BASELINE}"
         ratio = speedup(self._arm(base), arm) if arm and key != base else None
         faster = ratio.estimate if ratio else None
         return RunningCell(
             key=key,
+            emulated=measurement.emulated,
             processes=len(timings),
             planned=len(self._processes.get(key, ())),
             device_s=arm.device_s.estimate if arm else None,

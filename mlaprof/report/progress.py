@@ -34,6 +34,7 @@ from mlaprof.report.units import faster, plus_minus, seconds, size
 
 BAR_CELLS = 10
 BOARD_ROWS = 8
+GAP, LEAST_KEY = 2, 16  # columns of a terminal, between those of the board and for a key
 
 
 class Show(Protocol):
@@ -114,16 +115,24 @@ class _Board(Progress):
             return
         room = min(BOARD_ROWS, self.console.height - 4)
         if shown := list(self._cells.values())[-room:] if room > 0 else []:
-            yield _table(shown, ascii_only=self.console.options.ascii_only)
+            yield _table(shown, self.console.width, ascii_only=self.console.options.ascii_only)
 
 
-def _table(cells: Sequence[RunningCell], *, ascii_only: bool) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), show_edge=False)
-    table.add_column("so far", no_wrap=True, overflow="crop" if ascii_only else "ellipsis", ratio=1)
-    for name in ("processes", "device", "over baseline", "verdict", "cell done in"):
+def _table(cells: Sequence[RunningCell], width: int, *, ascii_only: bool) -> Table:
+    """A row a cell. Where there is no room for all of a key, its end stays, which tells the cells apart."""
+    columns = ("proc.", "device", "over baseline", "verdict", "done in")
+    rows = [_parts(cell, ascii_only=ascii_only) for cell in cells]
+    others = sum(max(map(len, texts)) + GAP for texts in zip(columns, *rows, strict=True))
+    room = max(LEAST_KEY, width - others - GAP)
+    stamp = "EMULATED so far" if any(cell.emulated for cell in cells) else "so far"
+    table = Table(box=None, padding=(0, GAP, 0, 0), show_edge=False)
+    table.add_column(stamp, no_wrap=True)
+    for name in columns:
         table.add_column(name, no_wrap=True, justify="left" if name == "verdict" else "right")
-    for cell in cells:
-        table.add_row(cell.key, *_parts(cell, ascii_only=ascii_only))
+    for cell, row in zip(cells, rows, strict=True):
+        table.add_row(
+            cell.key if len(cell.key) <= room else f"{'~' if ascii_only else '…'}{cell.key[1 - room :]}", *row
+        )
     return table
 
 

@@ -106,6 +106,7 @@ def test_an_emulated_time_says_so(fake_runs: ModuleType) -> None:
 def running_cell(**changes: Any) -> RunningCell:
     fields = {
         "key": "v3.2-tp8/prefill/t64/ctx0/full",
+        "emulated": False,
         "processes": 2,
         "planned": 3,
         "device_s": Estimate(123.4e-6, 123.0e-6, 123.8e-6, 60),
@@ -144,3 +145,17 @@ def test_a_terminal_shows_the_cells_told_of_last(fake_runs: ModuleType, printed:
     assert re.findall(r"cell/t(\d+)/full +(\d)/3", last)[-2:] == [(str(BOARD_ROWS + 3), "2"), ("9", "3")]
     assert "123.4 us ±0.3%" in last and "1.12x faster ±0.9%" in last and "FASTER" in last and "0:01:40" in last
     assert len(re.findall(r"cell/t9/full", last)) == 1 and "cell/t0/full" not in last
+
+
+@pytest.mark.parametrize("emulated", [True, False])
+def test_a_narrow_board_keeps_the_figures_and_the_end_of_the_key(
+    fake_runs: ModuleType, printed: Printed, emulated: bool
+) -> None:
+    """80 columns hold all of them; an emulated board says so above its times."""
+    console, text = printed(80, terminal=True)
+    with progress(9, console) as show:
+        key = "v3.2-tp8/prefill/t64/ctx0/monolithic_piecewise"
+        show(fake_runs.timing(fake_runs.point(), 1e-4), running_cell(key=key, emulated=emulated))
+    last = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text()).split("so far")[-1]
+    assert re.search(r"…\S*thic_piecewise +2/3 +123\.4 us ±0\.3% +1\.12x faster ±0\.9% +▼ FASTER +0:01:40", last)
+    assert ("EMULATED so far" in text()) is emulated
