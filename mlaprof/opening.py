@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 
-from mlaprof import __version__, store
+from mlaprof import store
 from mlaprof.analysis.differences import changes_since
 from mlaprof.config.load import resolved_yaml, study_from_resolved
 from mlaprof.errors import ConfigError, MachineError, RunFileError
@@ -19,6 +19,7 @@ from mlaprof.records import Device, Kind, Manifest, work
 from mlaprof.store import Work
 from mlaprof.study import Study
 from mlaprof.tuning.serve import served
+from mlaprof.version import __version__
 
 
 class DeviceChoice(StrEnum):

@@ -41,7 +41,7 @@ from mlaprof.study import (
     TuneTarget,
 )
 
-Kind = Literal["timing", "memory", "counts", "compile", "dispatch", "noise", "kernel", "search"]
+Kind = Literal["timing", "memory", "counts", "compile", "dispatch", "noise", "kernel", "search", "trace"]
 Status = Literal["ok", "compiled", "skipped", "failed", "incorrect"]
 Stage = Literal["plan", "build", "compile", "capture", "verify", "measure", "worker"]
 Device = Literal["cpu", "cuda"]
@@ -84,7 +84,8 @@ class Point(Record):
 class Job(Record):
     """What one worker process does. timing: all arms of some cells; memory: one way (mode and boundary), all its sizes,
     largest first; counts: what a step of each arm asks of the driver, profiled; compile: tile facts for sm_90 without a
-    GPU; dispatch: what calling an operator costs the host; noise: one step as several arms, to tell what noise is."""
+    GPU; dispatch: what calling an operator costs the host; noise: one step as several arms, to tell what noise is;
+    trace: the timeline of one step, which no run file holds."""
 
     kind: Kind
     process: int = 0  # of measure.processes that do the same

@@ -17,6 +17,7 @@ from mlaprof.records import (
     SearchJob,
     Started,
 )
+from mlaprof.traces import TraceMeasurement
 
 # What steers a terminal, C0 and C1, has no place in a name or a reason; a reason may have lines.
 _STEERING = dict.fromkeys((each for each in (*range(32), *range(127, 160)) if chr(each) not in "\n\t"), "?")
@@ -57,12 +58,10 @@ def decode_manifest(text: str) -> Manifest:
 
 
 def _measurement(value: Any) -> AnyMeasurement:
-    record: type[Measurement] | type[KernelMeasurement] = KernelMeasurement if _is_kernel(value) else Measurement
-    return record.model_validate(value)
-
-
-def _is_kernel(value: Any) -> bool:
-    return isinstance(value, dict) and value.get("kind") in ("kernel", "search")
+    kind = value.get("kind") if isinstance(value, dict) else None
+    if kind in ("kernel", "search"):
+        return KernelMeasurement.model_validate(value)
+    return (TraceMeasurement if kind == "trace" else Measurement).model_validate(value)
 
 
 def _json(line: str | bytes) -> Any:

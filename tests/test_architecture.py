@@ -20,7 +20,8 @@ Sources = Mapping[str, str]
 
 # A module takes the floor of its longest prefix here. Imports go down or stay on the floor.
 FLOORS = {
-    "mlaprof": 0,  # the package itself: its version; no prefix for the modules inside
+    "mlaprof": 5,  # the package itself: its public face; no prefix for the modules inside
+    "mlaprof.version": 0,
     "mlaprof.errors": 0,
     "mlaprof.faults": 0,
     "mlaprof.shapes": 0,
@@ -32,6 +33,7 @@ FLOORS = {
     "mlaprof.buckets": 1,
     "mlaprof.facts": 1,
     "mlaprof.records": 1,
+    "mlaprof.traces": 1,
     "mlaprof.wire": 1,
     "mlaprof.checkpoint": 1,
     "mlaprof.runfile": 1,
@@ -57,9 +59,11 @@ FLOORS = {
     "mlaprof.sweep": 3,
     "mlaprof.confirm": 3,
     "mlaprof.tune": 3,
+    "mlaprof.trace": 3,
     "mlaprof.worker": 3,
     "mlaprof.drill": 3,
     "mlaprof.report": 3,
+    "mlaprof.api": 4,
     "mlaprof.cli": 4,
     "mlaprof.__main__": 5,
 }
@@ -344,6 +348,8 @@ CLEAN = {
     "mlaprof.layer.mla": "import torch\nfrom mlaprof.kernels.topk import topk\nfrom .rope import rotate",
     "mlaprof.layer.rope": "import torch\nfrom typing import TYPE_CHECKING\n"
     "if TYPE_CHECKING:\n    from mlaprof.layer.mla import MLA",
+    "mlaprof.capture": "",
+    "mlaprof.measure": "",
     "mlaprof.capture.runners": "import torch\ntorch.cuda.synchronize()",
     "mlaprof.measure.timing": "import torch\ntorch.cuda.synchronize()",
     "mlaprof.verify": "from mlaprof.layer import mla",

@@ -83,6 +83,31 @@ def changes_since(manifest: Manifest, here: Environment, version: str) -> Iterat
             yield Difference(name, before.get(name, "absent"), after.get(name, "absent"))
 
 
+def other_shape(manifest: Manifest, here: Environment) -> Iterator[Difference]:
+    """What keeps a machine from running at all what a run ran: a GPU that is absent, or another one.
+
+    A CPU emulates what any other does.
+    """
+    if manifest.device == "cpu":
+        return
+    was, is_now = (_shape(each) for each in (manifest.environment, here))
+    if here.used_gpu is None:
+        yield Difference("GPU", was.get("GPU", "unknown"), "none that CUDA sees")
+        return
+    for name in was:
+        if name in is_now and was[name] != is_now[name]:
+            yield Difference(name, was[name], is_now[name])
+
+
+def _shape(environment: Environment) -> dict[str, str]:
+    """What a kernel finds of the GPU that is used, as far as it is known; empty without one."""
+    if not environment.gpus:
+        return {}
+    gpu = environment.gpus[environment.used_gpu or 0]
+    facts = {"GPU": gpu.name, "compute capability": gpu.compute_capability, "SMs": gpu.sm_count, "MIG": gpu.mig}
+    return {name: str(value) for name, value in facts.items() if value is not None}
+
+
 def _capture(summary: Summary) -> str:
     return "emulated" if summary.emulated else "real"
 

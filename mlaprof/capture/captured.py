@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mlaprof.capture.buffers import InputBuffers
 from mlaprof.capture.eager import eager_program
 from mlaprof.capture.graphs import Graph, GraphMaker
-from mlaprof.capture.program import Hold, Piece, Prepared, Program, largest_first
+from mlaprof.capture.program import Hold, Named, Piece, Prepared, Program, largest_first
 
 Key = tuple[int, Hashable]  # size and variant
 
@@ -66,6 +66,12 @@ class CapturedRunner(ABC):
     def verified_run(self, num_tokens: int) -> Tensor:
         key, program = self._find(num_tokens)
         output = program.verified_run()
+        self._used.add(key)
+        return output
+
+    def named_run(self, num_tokens: int, named: Named) -> Tensor:
+        key, program = self._find(num_tokens)
+        output = program.named_run(named)
         self._used.add(key)
         return output
 

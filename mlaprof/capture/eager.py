@@ -8,7 +8,7 @@ from typing import cast
 from torch import Tensor, nn
 
 from mlaprof.capture.buffers import InputBuffers
-from mlaprof.capture.program import Piece, Prepared, Program, State, largest_first
+from mlaprof.capture.program import Named, Piece, Prepared, Program, State, largest_first
 
 
 class EagerRunner:
@@ -28,6 +28,9 @@ class EagerRunner:
 
     def verified_run(self, num_tokens: int) -> Tensor:
         return self.run(num_tokens)
+
+    def named_run(self, num_tokens: int, named: Named) -> Tensor:
+        return eager_program(self._module, self._buffers, num_tokens, "eager").named_run(named)
 
     def facts(self, num_tokens: int) -> Prepared:
         return eager_program(self._module, self._buffers, num_tokens, "eager").prepared

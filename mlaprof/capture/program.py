@@ -7,7 +7,7 @@ as well. `run` is what submit time measures, so everything that can be known bef
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
@@ -47,6 +47,10 @@ class Prepared:
     @property
     def graph_nodes(self) -> int:
         return self.nodes.total
+
+
+Named = Callable[[str], AbstractContextManager[object]]
+"""Makes a range of this name, to be entered around a piece."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,9 @@ class Runner(Protocol):
 
         Raises StaleAddress where one is not, before the graph that reads it is replayed.
         """
+
+    def named_run(self, num_tokens: int, named: Named) -> Tensor:
+        """As run, each piece inside a range of its own, `piece 0 graph` or `op mla_dsa_attn_inplace eager`."""
 
     def facts(self, num_tokens: int) -> Prepared:
         """How run(num_tokens) would do it."""
@@ -136,6 +143,32 @@ class Program:
                 read.check()
             step()
         return self.output if self.produce is None else self.produce()  # type: ignore[return-value]
+
+    def named_run(self, named: Named) -> Tensor:
+        """As run, every step inside a range of its name; pieces that are run as one are one range."""
+        calls = self.steps if self.produce is None else (*self.steps, self.produce)
+        output: object = None
+        for name, call in zip(self._names(len(calls)), calls, strict=True):
+            with named(name):
+                output = call()
+        return self.output if self.produce is None else output  # type: ignore[return-value]
+
+    def _names(self, calls: int) -> list[str]:
+        """`piece N graph` counts the graphs; a piece that stays eager goes by its operator."""
+        doing = [piece for piece in self.pieces if piece.kind != "free"]
+        if len(doing) != calls:
+            return ["all pieces eager"] * calls
+        names, graphs = [], 0
+        for piece in doing:
+            if piece.kind == "captured":
+                names.append(f"piece {graphs} graph")
+                graphs += 1
+            elif piece.ops:
+                more = f" and {len(piece.ops) - 1} more" if len(piece.ops) > 1 else ""
+                names.append(f"op {piece.ops[0].rpartition('::')[2]}{more} eager")
+            else:
+                names.append(f"{piece.name} eager")
+        return names
 
 
 def largest_first(sizes: Sequence[int], buffers: InputBuffers) -> list[int]:

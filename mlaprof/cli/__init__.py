@@ -7,7 +7,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
-from mlaprof.cli import kernels, measure, read, report, surroundings, tune, tuned  # noqa: F401  each adds its commands to the app
+from mlaprof.cli import (  # noqa: F401  each adds its commands to the app
+    kernels,
+    measure,
+    read,
+    report,
+    surroundings,
+    trace,
+    tune,
+    tuned,
+)
 from mlaprof.cli.door import INTERRUPTED, app, err
 from mlaprof.errors import MlaprofError
 from mlaprof.report.lines import print_error

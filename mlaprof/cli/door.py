@@ -14,11 +14,11 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from mlaprof import __version__
 from mlaprof.config.load import load_study
 from mlaprof.errors import ConfigError
 from mlaprof.opening import DeviceChoice
 from mlaprof.study import Preset, Study
+from mlaprof.version import __version__
 
 OVER_BUDGET, NOT_HELD, SOME_FAILED, INTERRUPTED = 1, 1, 5, 130  # errors.py and Comparison.exit_code hold the others
 READER_LEFT = 141  # what a shell reports for a program whose output nobody reads any more

@@ -6,12 +6,14 @@ import sys
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from time import monotonic
 from typing import Annotated
 
 import typer
 
 from mlaprof import store
 from mlaprof.analysis.cells import Summary
+from mlaprof.analysis.running import Running
 from mlaprof.analysis.summary import summarize
 from mlaprof.cli.door import (
     INTERRUPTED,
@@ -39,6 +41,7 @@ from mlaprof.records import AnyMeasurement, Measurement, Run
 from mlaprof.report import export, listing
 from mlaprof.report.buckets import print_buckets
 from mlaprof.report.console import print_summary
+from mlaprof.report.events import EventLog
 from mlaprof.report.figures.write import write_figures
 from mlaprof.report.lines import print_line
 from mlaprof.report.partition import partitions_json, print_partitions
@@ -72,6 +75,10 @@ def sweep(
     ] = False,
     shared_gpu: SharedGpuOption = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and measure nothing.")] = False,
+    json_events: Annotated[
+        Path | None,
+        typer.Option("--json-events", help="Append one JSON line an event to this file; /dev/fd/N is a descriptor."),
+    ] = None,
     results: ResultsDir = RESULTS,
 ) -> None:
     """Measure every cell of CONFIG, store the run, print its table and draw its plots."""
@@ -95,9 +102,10 @@ def sweep(
         require_gpu_alone(manifest.device)
     for line in rules_line(manifest.tuned):
         print_line(line, err)
+    events = EventLog(json_events)  # refused before a run file is made
     writer = opening.writer()
     listing.print_warnings(checks.warnings(manifest.environment, manifest.device), err)
-    measure(plan, writer)
+    measure(plan, writer, events)
     run = store.load(opening.path)
     summary = summarize(run)
     print_summary(summary, out)
@@ -174,12 +182,20 @@ def _verdict(measurements: Iterable[Measurement], summary: Summary | None = None
     return OVER_BUDGET if summary is not None and summary.over_budget else 0
 
 
-def measure(plan: Plan, writer: store.RunWriter) -> None:
-    """Measure plan into an open run file, and tell of it on stderr; an interrupt ends the command."""
+def measure(plan: Plan, writer: store.RunWriter, events: EventLog | None = None) -> None:
+    """Measure plan into an open run file, and tell of it on stderr and in events; an interrupt ends the command."""
+    events = events or EventLog(None)
+    begun = store.load(writer.path)
+    running = Running(plan.planned, known=begun.measurements, begin_s=monotonic())
     try:
-        with writer, progress(len(plan), err) as tell:
+        with writer, events, progress(len(plan), err) as tell:
+            events.begin(begun.manifest, writer.path, len(plan))
             for event in run_sweep(plan, keep=writer.append):
-                tell(event)
+                cell = running.take(event, monotonic()) if isinstance(event, Measurement) else None
+                events.tell(event, cell)
+                tell(event, cell)
+        if events.trouble:
+            print_line(events.trouble, err)
     except KeyboardInterrupt:
         print_line(f"interrupted; what was measured is kept. Go on with: mlaprof sweep --resume {writer.path}", err)
         raise typer.Exit(INTERRUPTED) from None

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 
-import mlaprof
+from mlaprof import version
 from mlaprof.machine.nvml import Nvml
 from mlaprof.records import Environment
 
@@ -44,7 +44,7 @@ def snapshot() -> Environment:
     with Nvml() as nvml:
         gpus, status, used = nvml.gpus(), nvml.status, nvml.cuda_index()
         cuda_driver, confidential = nvml.cuda_driver, nvml.confidential_computing
-    commit, dirty = _git(Path(mlaprof.__file__).resolve().parents[1])
+    commit, dirty = _git(Path(version.__file__).resolve().parents[1])
     return Environment(
         gpus=gpus,
         nvml=status,
@@ -54,8 +54,8 @@ def snapshot() -> Environment:
         os=_os_name(),
         python=platform.python_version(),
         packages=package_versions(),
-        kernel_source_sha256=kernel_source_sha256(Path(mlaprof.__file__).parent / "kernels"),
-        source_sha256=source_sha256(Path(mlaprof.__file__).parent),
+        kernel_source_sha256=kernel_source_sha256(Path(version.__file__).parent / "kernels"),
+        source_sha256=source_sha256(Path(version.__file__).parent),
         git_commit=commit,
         git_dirty=dirty,
         variables=behaviour_variables(os.environ),

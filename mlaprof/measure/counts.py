@@ -18,9 +18,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
-from torch.profiler import DeviceType, ProfilerActivity, profile, record_function
+from torch.profiler import record_function
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from mlaprof.measure.activity import API, PAD_S, Activity, activities, profiler
 
 Step = Callable[[], object]
 Tally = collections.Counter[str]  # field of Counts -> how often in one step
@@ -64,10 +66,6 @@ class Counter(Protocol):
 # By the driver's own account
 
 MARK = "mlaprof step"
-# Between a step and our own synchronisation: far more than the host's and CUPTI's clocks are apart.
-PAD_S = 0.002
-
-API = re.compile(r"cu(da)?[A-Z]")
 HOST_CALLS = {
     "kernel_launches": re.compile(r"cu(da)?Launch(Cooperative)?Kernel"),
     "graph_launches": re.compile(r"cu(da)?GraphLaunch"),
@@ -78,17 +76,6 @@ HOST_CALLS = {
 }
 SYNCS = ("stream_syncs", "device_syncs", "event_syncs")
 ALLOCATOR = {"allocations": "allocation.all.allocated", "driver_allocations": "num_device_alloc"}
-
-
-@dataclass(frozen=True)
-class Activity:
-    """One record of the profiler: a call of the host, or what it led to on the device."""
-
-    name: str
-    on_device: bool
-    correlation: int  # what a call of CUDA's API and its device work share
-    start_ns: int
-    end_ns: int
 
 
 class CudaCounter:
@@ -103,10 +90,10 @@ class CudaCounter:
     def count_steps(self, step: Step, *, steps: int = 3) -> Counts:
         _check(steps)
         probe = torch.empty(1, device="cuda")
-        with _profiler():
+        with profiler():
             step()
         allocated = []
-        with _profiler() as session:
+        with profiler() as session:
             step()
             probe.fill_(1.0)
             for _ in range(steps):
@@ -118,37 +105,19 @@ class CudaCounter:
                 after = torch.cuda.memory_stats()
                 time.sleep(PAD_S)
                 allocated.append({field: after[key] - before[key] for field, key in ALLOCATOR.items()})
-        activities = _activities(session)
-        _check_seen(activities)
-        tallies = tally_steps(activities)
+        found = activities(session)
+        check_seen(found)
+        tallies = tally_steps(found)
         if len(tallies) != steps:
             raise RuntimeError(f"profiler: expected {steps} marked steps in its records, got {len(tallies)}")
         for tally, numbers in zip(tallies, allocated, strict=True):
             for field, number in numbers.items():
                 # Both see cudaMalloc; only torch sees its own calls of the driver, only CUPTI other libraries.
                 tally[field] = max(tally[field], number)
-        return replace(_worst(tallies), sync_wait_s=median(sync_waits_s(activities)))
+        return replace(_worst(tallies), sync_wait_s=median(sync_waits_s(found)))
 
 
-def _profiler() -> profile:
-    return profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA])
-
-
-def _activities(session: profile) -> list[Activity]:
-    # The raw records, not session.events(): that list is filtered, renamed and grown into a tree.
-    assert session.profiler is not None and session.profiler.kineto_results is not None
-    found = []
-    for event in session.profiler.kineto_results.events():
-        on_device = event.device_type() == DeviceType.CUDA
-        if on_device and event.is_user_annotation():  # the shadow of a mark, no work
-            continue
-        found.append(
-            Activity(event.name(), on_device, event.correlation_id(), event.start_ns(), event.end_ns()),
-        )
-    return found
-
-
-def _check_seen(activities: Sequence[Activity]) -> None:
+def check_seen(activities: Sequence[Activity]) -> None:
     """Raise where neither the probe nor any other kernel, or no call that launched one, was recorded."""
     launches = sum(bool(HOST_CALLS["kernel_launches"].match(each.name)) for each in activities if not each.on_device)
     kernels = sum(_kind(each.name) == "kernels" for each in activities if each.on_device)

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 
 from rich.console import Console
 
-from mlaprof import __version__
 from mlaprof.analysis.noise import STANDARD, Noise, Step
 from mlaprof.analysis.stats import Estimate
 from mlaprof.analysis.trials import LEAST_FOUND, MOST_FALSE, SEEN_PERCENTILE, THRESHOLD, Kind, Trials
@@ -17,6 +16,7 @@ from mlaprof.report.columns import Column, print_columns
 from mlaprof.report.lines import print_wrapped
 from mlaprof.report.units import seconds
 from mlaprof.study import PRESETS
+from mlaprof.version import __version__
 
 KINDS: dict[Kind, str] = {"across": "across runs", "across_eager": "across runs, eager", "within": "within a run"}
 

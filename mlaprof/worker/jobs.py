@@ -18,6 +18,7 @@ from mlaprof.worker.noise import noise_job
 from mlaprof.worker.rig import Rig, cells
 from mlaprof.worker.searching import search_job
 from mlaprof.worker.timing import timing_job
+from mlaprof.worker.tracing import trace_job
 
 WITHOUT_A_LAYER: dict[Kind, Callable[[Job], Iterator[Event]]] = {"compile": compile_job, "dispatch": dispatch_job}
 WITH_A_LAYER: dict[Kind, Callable[[Rig, Mark], Iterator[Event]]] = {
@@ -25,6 +26,7 @@ WITH_A_LAYER: dict[Kind, Callable[[Rig, Mark], Iterator[Event]]] = {
     "memory": memory_job,
     "counts": lambda rig, mark: counts_job(rig),
     "noise": lambda rig, mark: noise_job(rig),
+    "trace": lambda rig, mark: trace_job(rig),
 }
 
 

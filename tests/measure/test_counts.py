@@ -9,13 +9,14 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils._python_dispatch import _disable_current_modes
 
-from mlaprof.measure import counts as counts_module
+from mlaprof.measure.activity import Activity
+from mlaprof.measure.activity import activities as recorded
 from mlaprof.measure.counts import (
     MARK,
-    Activity,
     Counts,
     CpuCounter,
     CudaCounter,
+    check_seen,
     complete,
     sync_waits_s,
     tally_steps,
@@ -192,7 +193,7 @@ def test_the_profilers_own_records_hold_the_marks_and_no_call_of_cuda_on_a_cpu()
         for _ in range(3):
             with record_function(MARK):
                 torch.ones(5).add_(1)
-    activities = counts_module._activities(session)
+    activities = recorded(session)
     assert {MARK, "aten::add_"} <= {each.name for each in activities}
     assert all(each.start_ns <= each.end_ns and not each.on_device for each in activities)
     assert tally_steps(activities) == [{}, {}, {}]
@@ -201,10 +202,10 @@ def test_the_profilers_own_records_hold_the_marks_and_no_call_of_cuda_on_a_cpu()
 def test_a_profiler_that_saw_nothing_is_an_error_not_a_step_of_nothing():
     """Without CUPTI every count is 0 and the account would close."""
     launch, kernel = call("cudaLaunchKernel", 4, 10), work(KERNEL, 4, 20)
-    counts_module._check_seen([launch, kernel])
+    check_seen([launch, kernel])
     for blind in ([], [launch], [kernel], [launch, work("Memset (Device)", 4, 20)], [mark(1, 2), kernel]):
         with pytest.raises(RuntimeError, match="expected records of launches and of kernels"):
-            counts_module._check_seen(blind)
+            check_seen(blind)
 
 
 def test_the_wait_of_a_step_is_the_time_inside_its_synchronising_calls():

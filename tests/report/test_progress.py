@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
+from mlaprof.analysis.running import RunningCell
+from mlaprof.analysis.stats import Estimate
 from mlaprof.facts import DispatchTax, NodeCounts, StepCounts
 from mlaprof.records import Started
-from mlaprof.report.progress import finished_line, progress
+from mlaprof.report.progress import BOARD_ROWS, finished_line, progress, standing
 
 Printed = Callable[..., Any]
 
@@ -99,3 +101,61 @@ def test_an_emulated_time_says_so(fake_runs: ModuleType) -> None:
     at = fake_runs.point()
     assert finished_line(fake_runs.timing(at, 2e-3, emulated=True)).plain.endswith("2.000 ms emulated")
     assert finished_line(fake_runs.timing(at, 2e-3), ascii_only=True).plain.isascii()
+
+
+def running_cell(**changes: Any) -> RunningCell:
+    fields = {
+        "key": "v3.2-tp8/prefill/t64/ctx0/full",
+        "emulated": False,
+        "processes": 2,
+        "planned": 3,
+        "device_s": Estimate(123.4e-6, 123.0e-6, 123.8e-6, 60),
+        "speedup": Estimate(1.12, 1.11, 1.13, 60),
+        "verdict": "FASTER",
+        "left_s": 100.0,
+    }
+    return RunningCell(**{**fields, **changes})
+
+
+def test_a_line_ends_with_what_is_known_of_its_cell(fake_runs: ModuleType, printed: Printed) -> None:
+    """Median with interval, speed-up with verdict, time left; nothing where there is no time."""
+    row = fake_runs.timing(fake_runs.point("full", 64), 123e-6)
+    console, text = printed(200)
+    with progress(9, console) as show:
+        show(row, running_cell())
+        show(row, running_cell(speedup=None, verdict=None, left_s=0.0))
+        show(row, running_cell(device_s=None, speedup=None, verdict="FAILED"))
+    assert [line.partition(" | ")[2] for line in text().splitlines()] == [
+        "so far 123.4 us ±0.3% (2/3 processes), 1.12x faster ±0.9% FASTER, done in 0:01:40",
+        "so far 123.4 us ±0.3% (2/3 processes)",
+        "",
+    ]
+    assert standing(running_cell(), ascii_only=True).isascii()
+
+
+def test_a_terminal_shows_the_cells_told_of_last(fake_runs: ModuleType, printed: Printed) -> None:
+    """Each once, as it stands, on no more rows than there is room for."""
+    console, text = printed(160, terminal=True)
+    row = fake_runs.timing(fake_runs.point("full", 64), 123e-6)
+    with progress(99, console) as show:
+        for number in range(BOARD_ROWS + 4):
+            show(row, running_cell(key=f"cell/t{number}/full"))
+        show(row, running_cell(key="cell/t9/full", processes=3))
+    last = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text().split("so far")[-1])
+    assert re.findall(r"cell/t(\d+)/full +(\d)/3", last)[-2:] == [(str(BOARD_ROWS + 3), "2"), ("9", "3")]
+    assert "123.4 us ±0.3%" in last and "1.12x faster ±0.9%" in last and "FASTER" in last and "0:01:40" in last
+    assert len(re.findall(r"cell/t9/full", last)) == 1 and "cell/t0/full" not in last
+
+
+@pytest.mark.parametrize("emulated", [True, False])
+def test_a_narrow_board_keeps_the_figures_and_the_end_of_the_key(
+    fake_runs: ModuleType, printed: Printed, emulated: bool
+) -> None:
+    """80 columns hold all of them; an emulated board says so above its times."""
+    console, text = printed(80, terminal=True)
+    with progress(9, console) as show:
+        key = "v3.2-tp8/prefill/t64/ctx0/monolithic_piecewise"
+        show(fake_runs.timing(fake_runs.point(), 1e-4), running_cell(key=key, emulated=emulated))
+    last = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text()).split("so far")[-1]
+    assert re.search(r"…\S*thic_piecewise +2/3 +123\.4 us ±0\.3% +1\.12x faster ±0\.9% +▼ FASTER +0:01:40", last)
+    assert ("EMULATED so far" in text()) is emulated
