@@ -44,6 +44,7 @@ FLOORS = {
     "mlaprof.noise_plan": 2,
     "mlaprof.kernel_plan": 2,
     "mlaprof.tuning": 2,
+    "mlaprof.sizing": 2,
     "mlaprof.store": 2,
     "mlaprof.machine": 2,
     "mlaprof.analysis": 2,
