@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import NoReturn
 
-from mlaprof.cli import kernels, measure, read, surroundings, tune, tuned  # noqa: F401  each adds its commands to the app
+from mlaprof.cli import (  # noqa: F401  each adds its commands to the app
+    buckets,
+    kernels,
+    measure,
+    read,
+    surroundings,
+    tune,
+    tuned,
+)
 from mlaprof.cli.door import INTERRUPTED, app, err
 from mlaprof.errors import MlaprofError
 from mlaprof.report.lines import print_error
