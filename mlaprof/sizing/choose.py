@@ -81,7 +81,7 @@ def choose(steps: Steps, costs: Costs, limits: Limits, others: Mapping[str, Sequ
     }
     candidates, grain = candidates_of(steps, costs, lists)
     most = min(limits.sizes or MOST_SIZES, MOST_SIZES)
-    table = best_lists(steps, costs, candidates, max(most, *(min(len(each), MOST_SIZES) for each in lists.values())))
+    table = best_lists(steps, costs, candidates, max([most, *(min(len(each), MOST_SIZES) for each in lists.values())]))
     memory, seconds = _costs_of(table, costs)
     fits = np.isfinite(table.seconds)
     fits[most:] = False

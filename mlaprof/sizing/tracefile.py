@@ -104,7 +104,7 @@ def _lines(path: Path) -> Iterator[tuple[Line, str]]:
 def _csv_parser(first: tuple[Line, str]) -> _Parser:
     line, text = first
     names = [each.strip().lower() for each in text.split(",")]
-    if not any(name[:1].isalpha() or name[:1] == "_" for name in names) or names[0] in ("nan", "inf", "infinity"):
+    if not (names[0][:1].isalpha() or names[0][:1] == "_") or names[0] in ("nan", "inf", "infinity"):
         return _Parser(False, _csv_step)
     if names in (["num_tokens"], ["num_tokens", _WEIGHT]):
         return _Parser(True, _csv_step)
@@ -185,7 +185,7 @@ def _add_request(line: Line, arrival: Any, prompt: Any, output: Any, cached: Any
 
 def _count(line: Line, name: str, given: Any, least: int = 1) -> int:
     try:
-        value = int(given) if isinstance(given, str) and len(given) <= 32 else given
+        value = int(given) if isinstance(given, str) and len(given) <= 32 and "_" not in given else given
     except ValueError:
         value = None
     if type(value) is not int:

@@ -59,7 +59,8 @@ def choice_figure(choice: Choice, summary: Summary, checked: Checked | None = No
         _front(axes[2], choice)
     chosen, costs = choice.chosen, choice.costs
     stamp = " (emulated on a CPU)" if costs.emulated else ""
-    title = f"Capture sizes for {choice.steps.name}: {len(chosen.sizes)} sizes, {seconds(chosen.step_s)} a step predicted{stamp}"
+    what = f"{len(chosen.sizes)} sizes, {seconds(chosen.step_s)} a step predicted{stamp}"
+    title = f"Capture sizes for {choice.steps.name}: {what}"
     figure.suptitle(title, x=0.012, ha="left", fontsize=12.5, fontweight="bold")
     layers = f"{costs.layers} layers" + ("" if costs.layers == costs.measured_layers else
                                          f", scaled from {costs.measured_layers}")  # fmt: skip

@@ -1,0 +1,42 @@
+"""Which steps stand for a trace, and what a measured run says of a prediction."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlaprof.sizing.check import predicted_step, strata
+from mlaprof.sizing.score import expected
+from mlaprof.sizing.steps import steps_of
+
+COUNTS = st.lists(st.integers(1, 200), min_size=1, max_size=40)
+SIZES = st.lists(st.integers(1, 150), min_size=1, max_size=8, unique=True).map(sorted)
+
+
+@given(counts=COUNTS, sizes=SIZES)
+def test_strata_are_steps_of_the_trace_and_share_all_of_it(counts, sizes):
+    steps = steps_of("drawn", counts)
+    found = strata(steps, sizes)
+
+    assert {each.num_tokens for each in found} <= set(counts)
+    assert sum(each.share for each in found) == pytest.approx(1.0)
+    for each in found:
+        holding = [size for size in sizes if size >= each.num_tokens]
+        assert each.padded == (min(holding) if holding else None)
+
+
+def test_of_many_strata_those_of_most_steps_are_run():
+    steps = steps_of("many", [*range(1, 101), *[50] * 9])
+    found = strata(steps, range(1, 101), most=10)
+
+    assert len(found) == 10 and max(found, key=lambda each: each.share).num_tokens == 50
+
+
+@given(counts=COUNTS, sizes=SIZES)
+def test_the_expected_step_is_the_mean_of_its_steps(counts, sizes, make_costs):
+    """Two ways to the same number: scored at once, and step by step."""
+    costs = make_costs(padding_share=0.7)
+    one_by_one = sum(predicted_step(count, sizes, costs) for count in counts) / len(counts)
+
+    assert expected(sizes, steps_of("drawn", counts), costs).step_s == pytest.approx(one_by_one)
