@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mlaprof.analysis.cells import Cell, Summary
 from mlaprof.buckets import bucket_of
@@ -17,13 +15,12 @@ from mlaprof.sizing.score import Expected
 from mlaprof.sizing.steps import Steps
 from mlaprof.study import BOUNDED_MODES, Study
 
-MOST_STRATA = 24  # of the steps that are run to stand for a trace
-EAGER_STRATA = 4  # of those, above the largest size
+STRATA = 24  # steps that are run to stand for a trace
 
 
 @dataclass(frozen=True)
 class Stratum:
-    """Steps of one size, or a part of those above the largest, and the step that stands for them: their median."""
+    """An equal part of a trace's steps, by token count, and the step that stands for it: its median."""
 
     num_tokens: int
     padded: int | None  # None: eager
@@ -60,29 +57,17 @@ class Checked:
     failed: tuple[str, ...] = ()  # keys of strata without a time; what is left is weighted anew
 
 
-def strata(steps: Steps, sizes: Sequence[int], most: int = MOST_STRATA) -> tuple[Stratum, ...]:
-    """A step for each captured size that runs any, and for parts of the eager ones; of many, those of most steps."""
-    edges = np.array([0, *sizes], dtype=np.int64)
-    found: list[Stratum] = []
-    for least, size in pairwise(edges.tolist()):
-        found += _medians(steps, (steps.tokens > least) & (steps.tokens <= size), size, 1)
-    found += _medians(steps, steps.tokens > edges[-1], None, EAGER_STRATA)
-    kept = sorted(found, key=lambda each: -each.share)[:most]
-    return tuple(sorted(kept, key=lambda each: each.num_tokens))
+def strata(steps: Steps, sizes: Sequence[int], parts: int = STRATA) -> tuple[Stratum, ...]:
+    """The weighted medians of so many equal parts of the trace, by token count; of equal ones their shares together.
 
-
-def _medians(steps: Steps, inside: NDArray[np.bool_], padded: int | None, parts: int) -> list[Stratum]:
-    """The weighted medians of equal parts of the steps inside."""
-    tokens, weights = steps.tokens[inside], steps.weights[inside]
-    if not tokens.size:
-        return []
-    running = np.cumsum(weights)
+    Their token counts do not depend on the list: two lists are compared by the same steps.
+    """
+    running = np.cumsum(steps.weights)
     places = np.searchsorted(running, running[-1] * (np.arange(parts) + 0.5) / parts)
-    share = float(running[-1]) / parts
-    merged: dict[int, float] = {}
-    for place in np.minimum(places, tokens.size - 1).tolist():
-        merged[int(tokens[place])] = merged.get(int(tokens[place]), 0.0) + share
-    return [Stratum(count, padded, each) for count, each in merged.items()]
+    shares: dict[int, float] = {}
+    for place in np.minimum(places, steps.tokens.size - 1).tolist():
+        shares[int(steps.tokens[place])] = shares.get(int(steps.tokens[place]), 0.0) + 1 / parts
+    return tuple(Stratum(count, bucket_of(count, sizes), share) for count, share in shares.items())
 
 
 def study_under(study: Study, chosen: Sequence[int], counts: Sequence[int], way: str, context_len: int) -> Study:

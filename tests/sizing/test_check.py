@@ -26,11 +26,19 @@ def test_strata_are_steps_of_the_trace_and_share_all_of_it(counts, sizes):
         assert each.padded == (min(holding) if holding else None)
 
 
-def test_of_many_strata_those_of_most_steps_are_run():
-    steps = steps_of("many", [*range(1, 101), *[50] * 9])
-    found = strata(steps, range(1, 101), most=10)
+def test_two_lists_are_compared_by_the_same_steps():
+    steps = steps_of("even", range(1, 101))
+    found = [[each.num_tokens for each in strata(steps, sizes, 10)] for sizes in ((8, 100), (50,), ())]
 
-    assert len(found) == 10 and max(found, key=lambda each: each.share).num_tokens == 50
+    assert found[0] == pytest.approx([5, 15, 25, 35, 45, 55, 65, 75, 85, 95], abs=1)
+    assert found == [found[0]] * 3
+
+
+def test_a_count_that_fills_several_parts_has_their_share():
+    (only, rest) = strata(steps_of("two", [5, 5, 5, 9]), (8,), 4)
+
+    assert (only.num_tokens, only.padded, only.share) == (5, 8, 0.75)
+    assert (rest.num_tokens, rest.padded, rest.share) == (9, None, 0.25)
 
 
 @given(counts=COUNTS, sizes=SIZES)
