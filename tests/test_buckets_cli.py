@@ -114,6 +114,8 @@ def test_the_table_has_lines_to_paste_and_a_plot(mlaprof: Mlaprof, h100: Path, t
     ("arguments", "words"),
     [
         (("--trace", "gone.csv"), "gone.csv: no such file, and no trace of that name; the names are chat"),
+        (("--trace", "x" * 5000), "no such file, and no trace of that name"),
+        (("--trace", "chat", "--measure", "--device", "cpu"), "--measure: run "),
         (("--trace", "empty.csv"), "empty.csv: an empty trace; one token count a line"),
         (("--trace", "long.csv"), "a step of 9000 tokens, but the run measured up to 8192; sweep up to 9000 tokens"),
         (("--trace", "bad.csv"), "bad.csv:2: num_tokens: 'x' is not a whole number"),
@@ -138,7 +140,7 @@ def test_what_is_wrong_is_one_line_and_exit_2(
     (tmp_path / "bad.csv").write_text("8\nx\n")
     answer = mlaprof("buckets", h100, *arguments)
 
-    assert answer.code == 2
+    assert answer.code == (4 if "--measure" in arguments else 2)
     assert words in answer.err and answer.err.count("\n") == 1 and answer.out == ""
 
 

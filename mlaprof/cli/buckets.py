@@ -29,7 +29,7 @@ from mlaprof.cli.door import (
 )
 from mlaprof.cli.measure import measure
 from mlaprof.config.load import study_from_resolved
-from mlaprof.errors import ConfigError, RunFileError
+from mlaprof.errors import ConfigError, MachineError, RunFileError
 from mlaprof.opening import DeviceChoice, new_run, require_gpu_alone, same_machine
 from mlaprof.records import Run
 from mlaprof.report.buckets_choice import choice_json, print_check, print_choice
@@ -45,6 +45,7 @@ from mlaprof.sizing.scheduler import Scheduler
 from mlaprof.sizing.scheduler import run as schedule
 from mlaprof.sizing.steps import Steps
 from mlaprof.sizing.tracefile import read_trace
+from mlaprof.study import Study
 
 DEFAULT_SIZES = 64  # near the longest list that an engine captures by itself
 MOST_BUDGET = 2.0**60
@@ -136,7 +137,7 @@ def _steps(trace: str, costs: Costs, max_num_tokens: int | None, max_batch_size:
         hint = f"give at most {costs.largest}, or sweep up to {most} tokens"
         raise ConfigError(f"{most}: the run measured up to {costs.largest} tokens", where="--max-num-tokens", hint=hint)
     path = Path(trace)
-    if path.exists():
+    if _is_there(path):
         found = read_trace(path)
     elif trace in DISTRIBUTIONS:
         found = DISTRIBUTIONS[trace](most)
@@ -163,11 +164,11 @@ def _measured(
     """Run steps that stand for the trace under the chosen list, in a run of their own."""
     if not choice.chosen.sizes:
         raise ConfigError("the best list captures nothing", where="--measure", hint="leave out --measure")
-    same_machine(stored.manifest, device)
+    study = _study_of(stored, device)
     asked = strata(choice.steps, choice.chosen.sizes)
     lengths = {cell.context_len for cell in summary.cells if cell.phase != "decode" and cell.way == choice.costs.way}
     study = study_under(
-        study_from_resolved(stored.manifest.study_yaml),
+        study,
         choice.chosen.sizes,
         [each.num_tokens for each in asked],
         choice.costs.way,
@@ -183,6 +184,26 @@ def _measured(
     except ValueError as error:
         hint = f"`mlaprof show {opening.path}` says why"
         raise RunFileError("no step under the chosen list was timed", where=str(opening.path), hint=hint) from error
+
+
+def _study_of(stored: Run, device: DeviceChoice) -> Study:
+    """The run's study, to go on with here. Raises MachineError on another machine, RunFileError on an older study."""
+    try:
+        same_machine(stored.manifest, device)
+    except MachineError as error:
+        raise MachineError(error.message, where="--measure", hint="measure there, or leave out --measure") from error
+    try:
+        return study_from_resolved(stored.manifest.study_yaml)
+    except ConfigError as error:
+        hint = "sweep it again, then choose from that run"
+        raise RunFileError("a study of an older mlaprof", where=stored.manifest.run_id, hint=hint) from error
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name that no file system takes
+        return False
 
 
 def _draw(choice: Choice, summary: Summary, checked: Checked | None, folder: Path) -> None:

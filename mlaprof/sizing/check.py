@@ -89,7 +89,7 @@ def study_under(study: Study, chosen: Sequence[int], counts: Sequence[int], way:
             "exclude": (),
             "tiles": {},
             "capture": study.capture.model_copy(update={"sizes": tuple(chosen)}),
-            "measure": study.measure.model_copy(update={"memory": True, "counts": False}),
+            "measure": study.measure.model_copy(update={"memory": True, "counts": False, "twin": False}),
         }
     )
 

@@ -138,7 +138,7 @@ def _group(summary: Summary, context_len: int | None) -> Group:
         raise RunFileError(
             f"cells of {len(found)} phases or context lengths ({lengths})",
             where=summary.run_id,
-            hint="name one with --context",
+            hint="name one with --context, or sweep one phase alone",
         )
     return found[0]
 
