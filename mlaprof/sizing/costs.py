@@ -22,6 +22,9 @@ PREFERRED: tuple[Mode, ...] = ("split_piecewise", "breakable", "monolithic_piece
 EAGER: tuple[Mode, ...] = ("split_eager", "monolithic_eager")  # an engine's eager step runs the split operators, too
 
 
+STEADY_HALF_WIDTH = 0.05  # of the median, in the middle of the cells: bursts of few rounds can be far worse
+
+
 @dataclass(frozen=True, eq=False)
 class Costs:
     """Seconds and bytes of the layers named in `layers`."""
@@ -76,7 +79,7 @@ def costs_of(
     if len(shared) < 2:
         hint = "sweep at least two token counts in both modes, e.g. -a num_tokens=1,64,1024,8192"
         raise RunFileError(f"{len(shared)} sizes of both {chosen} and {eager_way}", where=summary.run_id, hint=hint)
-    sustained = clock == "step" and all(cell.sustained_s for cell in (*graph_cells, *eager_cells))
+    sustained = clock == "step" and _steady([*graph_cells, *eager_cells])
     graph, eager = (
         curve_of([(cell.num_tokens, _time(cell, clock, sustained)) for cell in cells])
         for cells in (true_size, eager_cells)
@@ -113,6 +116,12 @@ def _clock_name(clock: Clock, sustained: bool) -> str:
     if clock == "device":
         return "device time"
     return "sustained time" if sustained else "the longer of device and submit time"
+
+
+def _steady(cells: Sequence[Cell]) -> bool:
+    """Sustained time was measured of every cell, and is known well enough to choose by."""
+    known = [cell.sustained_s.half_width for cell in cells if cell.sustained_s]
+    return len(known) == len(cells) and float(np.median(known)) <= STEADY_HALF_WIDTH
 
 
 def _time(cell: Cell, clock: Clock, sustained: bool) -> Estimate:

@@ -61,6 +61,25 @@ def test_layers_scale_times_and_memory(summary):
     assert ten.capture.seconds == pytest.approx(5 * two.capture.seconds)
 
 
+@pytest.mark.parametrize(
+    ("spread", "told"),
+    [(0.002, "sustained time"), (0.9, "the longer of device and submit time")],
+    ids=["steady", "unsteady"],
+)
+def test_sustained_time_is_taken_where_it_is_known(fake_runs, spread, told):
+    """A few bursts that differ by half are no clock to choose by."""
+    cells = []
+    for mode in ("split_eager", "split_piecewise"):
+        for tokens in (64, 256):
+            seen = fake_runs.bursts(3e-4, 2e-4)
+            seen["sustained_s"] = fake_runs.samples(3e-4, 8, spread=spread)
+            cells.append(fake_runs.timing(fake_runs.point(mode, tokens), 1e-4, 2e-4, **seen))
+    costs = costs_of(summarize(fake_runs.make_run(cells)), measured_layers=1)
+
+    assert costs.clock_name == told
+    assert costs.graph.seconds[0] == pytest.approx(3e-4 if told.startswith("sust") else 2e-4, rel=0.05)
+
+
 @pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
 def test_padded_cells_say_what_padding_costs(fake_runs, share):
     """A step of 96 tokens run at 128 that took `share` of the way from its own time to that of 128."""
