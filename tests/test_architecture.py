@@ -49,6 +49,7 @@ FLOORS = {
     "mlaprof.kernel_plan": 2,
     "mlaprof.tuning": 2,
     "mlaprof.archive": 2,
+    "mlaprof.sizing": 2,
     "mlaprof.store": 2,
     "mlaprof.runs": 2,
     "mlaprof.machine": 2,

@@ -23,3 +23,11 @@ def stored_budget(study_yaml: str) -> BudgetSpec:
     study = stored_study(study_yaml)
     budget = study.get("budget") if study else None
     return BudgetSpec() if budget is None else BudgetSpec.model_validate(budget)
+
+
+def stored_layers(study_yaml: str) -> int:
+    """How many layers the stored study builds; 1, the default, where it does not say."""
+    study = stored_study(study_yaml) or {}
+    layer = study.get("layer")
+    found = (layer if isinstance(layer, dict) else {}).get("num_layers", study.get("num_layers"))
+    return found if isinstance(found, int) and found > 0 else 1

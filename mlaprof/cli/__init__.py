@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 from mlaprof.cli import (  # noqa: F401  each adds its commands to the app
+    buckets,
     kernels,
     measure,
     read,
