@@ -80,7 +80,7 @@ class Place:
             time.sleep(0.02)
 
     def left(self) -> list[str]:
-        """Processes, temporary files and shared memory; of the last, which has no folder here, whatever is new."""
+        """Processes, temporary files, and shared memory: of that, which has no folder of its own, whatever is new."""
         shared = set(SHARED_MEMORY.iterdir()) - self.shared if SHARED_MEMORY.is_dir() else set()
         return [*map(str, self.processes()), *map(str, self.temporary.iterdir()), *map(str, shared)]
 
