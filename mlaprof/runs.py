@@ -21,6 +21,12 @@ def found_run(name: str, results: Path) -> Run:
         return store.load(path)
 
 
+def found_layers(name: str, results: Path) -> Run:
+    """As found_run, of a run of the layer. Raises RunFileError on one of single kernels or of tuning, too."""
+    with run_file(name, results) as path:
+        return store.load_layers(path)
+
+
 @contextlib.contextmanager
 def run_file(name: str, results: Path) -> Iterator[Path]:
     """The run file by this name, for as long as it is needed: that of a bundle is unpacked, and goes afterwards.

@@ -41,6 +41,11 @@ class Headline:
         counts = [cell.num_tokens for cell in _compared(self.group, self.way)]
         return min(counts), max(counts)
 
+    @property
+    def samples(self) -> int:
+        """How many rounds or bursts the speed-up in service of a cell rests on, at least."""
+        return min(cell.step_speedup.n for cell in _compared(self.group, self.way) if cell.step_speedup)
+
 
 def headlines(summary: Summary) -> tuple[Headline, ...]:
     """The Headline of each group that has one, in the order of the plan."""

@@ -44,7 +44,9 @@ app = typer.Typer(
 out, err = Screen(), Screen(stderr=True)
 
 ResultsDir = Annotated[Path, typer.Option("--results", help="Folder that runs land in.")]
-RunArgument = Annotated[str, typer.Argument(help="A run file, a run id or the beginning of one, or `latest`.")]
+RunArgument = Annotated[
+    str, typer.Argument(help="A run file, a run id or the beginning of one, `latest`, or a bundle.")
+]
 AxisOption = Annotated[list[str] | None, typer.Option("-a", "--axis", help="Replace an axis: num_tokens=1,8,64.")]
 SettingOption = Annotated[list[str] | None, typer.Option("--set", help="Change a key: measure.min_samples=100.")]
 SharedGpuOption = Annotated[

@@ -26,7 +26,7 @@ from mlaprof.report.comparison import comparison_json, print_comparison
 from mlaprof.report.console import print_summary
 from mlaprof.report.kernels import kernels_csv, kernels_json, kernels_markdown, print_kernels
 from mlaprof.report.tuning import evaluations_csv, print_tuning, tuning_json, tuning_markdown
-from mlaprof.runs import found_run
+from mlaprof.runs import found_layers, found_run
 from mlaprof.tuning.summary import summarize_tuning
 
 RunOrWay = Annotated[str, typer.Argument(help="A run as for show, or one way of it: RUN:MODE[@BOUNDARY].")]
@@ -130,7 +130,7 @@ def compare(
         raise ConfigError(
             "one way against a whole run", where=f"{base} {new}", hint="give a way behind both runs, RUN:WAY, or none"
         )
-    before, after = (store.load_layers(store.resolve(name, results)) for name in (base_name, new_name))
+    before, after = (found_layers(name, results) for name in (base_name, new_name))
     comparison = compare_runs(
         before, after, base_way=base_way, new_way=new_way, threshold=threshold, cross_machine=cross_machine
     )

@@ -32,7 +32,7 @@ from mlaprof.report.figures.write import stem_of
 from mlaprof.report.page.facts import command_section, environment_section
 from mlaprof.report.page.parts import Page, Part, Picture, Section, Sheet, Words
 from mlaprof.report.page.tables import depth_columns, mean_columns, moved_columns, pay_columns, trouble_columns
-from mlaprof.report.page.verdict import EMULATED, headline_sentence, verdict
+from mlaprof.report.page.verdict import EMULATED, few_samples, headline_sentence, verdict
 from mlaprof.report.units import percent, seconds
 from mlaprof.shapes import MODEL_LAYERS
 
@@ -140,6 +140,8 @@ def _verdict(subject: Subject) -> Iterator[Part]:
     told = headlines(summary)
     for found in told if subject.comparison else told[1:]:
         yield Words(headline_sentence(found, summary))
+    for warning in filter(None, map(few_samples, told)):
+        yield Words(warning, "warning")
     for group in subject.groups:
         columns = mean_columns(group, summary.floor)
         if columns:

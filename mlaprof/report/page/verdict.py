@@ -11,6 +11,7 @@ from mlaprof.report.cells_table import unclear
 from mlaprof.report.comparison import tally
 from mlaprof.report.units import change
 
+FEW = 6  # samples below which an interval of a median is little more than their range
 EMULATED = (
     "EMULATED: this run was made on a CPU. Correctness carries over to a GPU, no time on this page does. "
     "Run the same sweep with --device cuda for numbers."
@@ -36,7 +37,19 @@ def headline_sentence(found: Headline, summary: Summary) -> str:
     stamp = "EMULATED: " if summary.emulated else ""
     return (
         f"{stamp}{found.way} runs a {found.group.phase} step (context {found.group.context_len}) {told} than "
-        f"{found.over} in service, {over}; of device time alone it is {alone}."
+        f"{found.over} in service (n={found.samples} a cell), {over}; of device time alone it is {alone}."
+    )
+
+
+def few_samples(found: Headline) -> str:
+    """What to make of an interval of very few bursts; empty where there are enough."""
+    if found.samples >= FEW:
+        return ""
+    return (
+        f"In service each cell of {found.way} at context {found.group.context_len} had {found.samples} bursts of "
+        "steps at least: an interval of so few is hardly more than their range and holds the truth "
+        "less often than 95 times in 100. Sweep again with `--rigorous`, or with more `measure.min_samples`: every "
+        "tenth round has a burst."
     )
 
 

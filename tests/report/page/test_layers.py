@@ -54,6 +54,13 @@ def test_the_verdict_is_one_sentence_with_the_number_and_its_interval(measured):
     assert told.count(". ") == 0 and told.endswith(".")
 
 
+def test_few_bursts_are_told_beside_the_number_and_enough_are_not_warned_of(paged, measured, fake_runs):
+    assert "in service (n=2 a cell)" in verdict(summarize(measured))
+    assert "hardly more than their range" in words(paged(measured), "verdict")
+    rows = [fake_runs.timing(fake_runs.point(mode, 1), 1e-4, 1e-3) for mode in ("monolithic_eager", "split_piecewise")]
+    assert "hardly more than their range" not in words(paged(fake_runs.make_run(rows)), "verdict")
+
+
 def test_what_may_be_no_difference_is_not_called_one(fake_runs):
     rows = [fake_runs.timing(fake_runs.point(mode, 64), 1e-3, 1e-4) for mode in ("monolithic_eager", "split_piecewise")]
     assert "not measurably faster or slower" in verdict(summarize(fake_runs.make_run(rows)))
