@@ -54,7 +54,7 @@ def quoted(value: float, decimals: str | None) -> str:
 def quotes(artifact: Mapping[str, Any]) -> dict[str, float]:
     """Every figure that the page quotes outside its tables, by the name in the comment behind it."""
     ceilings, recorded = artifact["ceilings"], artifact["ceilings"]["recorded"]
-    rows = {(row["kernel"], row["shape"], "triton" in row["ours"]["way"]): row for row in artifact["rows"]}
+    attention = {(row["family"], row["shape"]): row for row in artifact["rows"] if row["kernel"] == "sparse_attn"}
     found = {
         "copy, GB/s": ceilings["copy_rate"] / 1e9,
         "recorded copy, GB/s": recorded["copy_rate"] / 1e9,
@@ -75,7 +75,7 @@ def quotes(artifact: Mapping[str, Any]) -> dict[str, float]:
         found[f"absorb with rotation, {shape}"] = absorb["with_rotation"]["ratio"]
     for heads in (16, 64, 128):
         shape = f"b64 kv32768 h{heads}"
-        packed, plain = rows["sparse_attn", shape, True], rows["sparse_attn", shape, False]
+        packed, plain = attention["sparse_attn_packed", shape], attention["sparse_attn_decode", shape]
         found[f"packed FlashMLA over bf16 rows, h{heads}"] = packed["same_run"]["flash_mla"] / plain["ours"]["device_s"]
     return found
 

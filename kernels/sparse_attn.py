@@ -229,11 +229,12 @@ def _check_fp8(cache: Tensor, latent_dim: int, kv_lora_rank: int) -> None:
 
 def _choose(q: Tensor, cache: Tensor, topk: int, kv_lora_rank: int) -> Tiles:
     num_tokens, num_heads, _ = q.shape
+    packed = cache.dtype == torch.uint8
     if not is_hopper(q.device) or _beyond_hopper(q, cache, kv_lora_rank):
-        return plain.choose(num_tokens, num_heads, topk, fp8=cache.dtype == torch.uint8)
-    if decode.pays(num_tokens, num_heads):
-        return decode.choose(num_tokens, num_heads, topk)
-    return prefill.choose(num_tokens, num_heads, topk)
+        return plain.choose(num_tokens, num_heads, topk, fp8=packed)
+    if decode.pays(num_tokens, num_heads, topk, packed=packed):
+        return decode.choose(num_tokens, num_heads, topk, packed=packed)
+    return prefill.choose(num_tokens, num_heads, topk, packed=packed)
 
 
 def _on_hopper(
@@ -248,16 +249,13 @@ def _on_hopper(
 ) -> None:
     # Gluon is of no use elsewhere, so nothing imports it before it is needed.
     if isinstance(tiles, HopperSparseDecodeTiles):
-        from mlaprof.kernels.hopper.sparse_decode import launch
+        from mlaprof.kernels.hopper.sparse_decode import launch as launch_decode
 
-        launch(q, cache, indices, scale, tiles, out=out, lse=lse, max_logits=max_logits)
-        return
-    from mlaprof.kernels.hopper.sparse_attn import sparse_attn as launch_prefill
+        launch_decode(q, cache, indices, scale, tiles, out=out, lse=lse, max_logits=max_logits)
+    else:
+        from mlaprof.kernels.hopper.sparse_attn import launch as launch_prefill
 
-    if (lse is None) != (max_logits is None):  # that form writes both or none
-        lse = torch.empty_like(max_logits) if lse is None and max_logits is not None else lse
-        max_logits = torch.empty_like(lse) if max_logits is None and lse is not None else max_logits
-    launch_prefill(q, cache, indices, scale, tiles, out=out, lse=lse, max_logits=max_logits)
+        launch_prefill(q, cache, indices, scale, tiles, out=out, lse=lse, max_logits=max_logits)
 
 
 def _beyond_hopper(q: Tensor, cache: Tensor, kv_lora_rank: int) -> str | None:
@@ -265,9 +263,8 @@ def _beyond_hopper(q: Tensor, cache: Tensor, kv_lora_rank: int) -> str | None:
     dims = (kv_lora_rank, q.shape[2] - kv_lora_rank)
     if dims != (decode.LATENT_DIM, decode.ROPE_DIM):
         return f"q: {dims[0]} and {dims[1]} dimensions are not 512 and 64; use the plain form"
-    if cache.dtype != torch.bfloat16:
-        return f"cache: expected torch.bfloat16, got {cache.dtype}; use the plain form"
-    for name, x in (("q", q), ("cache", cache)):
+    rows = [("q", q)] if cache.dtype == torch.uint8 else [("q", q), ("cache", cache)]
+    for name, x in rows:
         if x.data_ptr() % 16 or any(stride % 16 for stride in x.stride()[:-1]):
             return f"{name}: expected rows at multiples of 16 elements, got strides {x.stride()}; use the plain form"
     return None

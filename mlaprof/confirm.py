@@ -43,7 +43,8 @@ def confirmation(comparison: Comparison, new: Run, results: Path, *, command: Se
     one_run = comparison.base.run_id == comparison.new.run_id
     cells = [cell for delta in slower for cell in (delta.new, delta.base if one_run else None) if cell]
     study = _restricted(study_from_resolved(new.manifest.study_yaml), cells)
-    return new_run(study, DeviceChoice(new.manifest.device), None, results, command=command)
+    device = DeviceChoice(new.manifest.device)
+    return new_run(study, device, None, results, command=command, tuned=new.manifest.tuned)
 
 
 def confirmed(comparison: Comparison, base: Run, new: Run, again: Run) -> Comparison:

@@ -241,6 +241,36 @@ class GateFacts(Record):
     after_timing: bool  # checked once more behind the timed rounds
 
 
+class TunedUse(Record):
+    """Which rule of the library of tuned tiles serves a kernel at one place of a sweep."""
+
+    phase: str
+    num_tokens: int
+    context_len: int
+    way: str
+    kernel: str
+    rule: Literal["exact", "bucket", "default"]
+    form: str = ""  # of kernels.tiles; empty where the launcher chooses
+    values: dict[str, int] | None = None
+
+
+Origin = Literal["seed", "all", "random", "model", "neighbour", "unknown"]  # unknown: its process died with it
+
+
+class SearchFacts(Record):
+    """How a search came to a configuration, and what that took."""
+
+    number: int  # in the order of proposals, from 0
+    origin: Origin
+    at_s: float  # since the search began, all of its processes together, when this was known
+    waited_s: float = 0.0  # that nothing was there to check or measure, since the one before
+    compile_s: float = 0.0  # in a process beside the one that measures; 0 where it was compiled before
+    check_s: float = 0.0  # the first call and its comparison with the oracle
+    measure_s: float = 0.0
+    first_device_s: float | None = None  # median of the first few samples; timing may hold more, taken later
+    twin_of: str = ""  # key of a configuration of the same binary and launch, whose time this one has
+
+
 class Check(Record):
     """One comparison that ran before any timing. value is compared with limit as `value <= limit`."""
 

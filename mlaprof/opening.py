@@ -12,11 +12,13 @@ from mlaprof import __version__, store
 from mlaprof.analysis.differences import changes_since
 from mlaprof.config.load import resolved_yaml, study_from_resolved
 from mlaprof.errors import ConfigError, MachineError, RunFileError
+from mlaprof.facts import TunedUse
 from mlaprof.machine import environment
 from mlaprof.plan import Plan, expand
 from mlaprof.records import Device, Kind, Manifest, work
 from mlaprof.store import Work
 from mlaprof.study import Study
+from mlaprof.tuning.serve import served
 
 
 class DeviceChoice(StrEnum):
@@ -52,12 +54,27 @@ class Opening:
 
 
 def new_run(
-    study: Study, choice: DeviceChoice, out_file: Path | None, results: Path, *, command: Sequence[str]
+    study: Study,
+    choice: DeviceChoice,
+    out_file: Path | None,
+    results: Path,
+    *,
+    command: Sequence[str],
+    tuned: Sequence[TunedUse] | None = None,
 ) -> Opening:
-    """A run of all of study, in out_file or under its id in results. Raises MachineError."""
+    """A run of all of study, in out_file or under its id in results.
+
+    tuned   the tuned tiles to run with; None looks them up in the study's libraries
+
+    Raises MachineError, and ConfigError on a library that cannot be read.
+    """
     device = device_of(choice)
     plan = expand(study, device)
     manifest = manifest_of(study.name, device, resolved_yaml(study), plan.planned, command=command)
+    if tuned is None:
+        tuned = served(study, plan.points, manifest.environment, device, results)
+    manifest = manifest.model_copy(update={"tuned": tuple(tuned)})
+    plan = plan.with_tuned(tuned)
     return Opening(plan, out_file or store.default_path(results, manifest.run_id), manifest)
 
 
@@ -95,7 +112,7 @@ def resumed_run(
         raise ConfigError(
             f"not the study of run {manifest.run_id}", where=str(config), hint="leave CONFIG out, or start a new run"
         )
-    _same_machine(manifest, choice)
+    same_machine(manifest, choice)
     changed = [str(each) for each in changes_since(manifest, environment.snapshot(), __version__)]
     if changed and not force:
         others = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
@@ -104,7 +121,7 @@ def resumed_run(
             where="--resume",
             hint="start a new run, or go on with --force: the run will say what it is of",
         )
-    plan = expand(study_from_resolved(manifest.study_yaml), manifest.device)
+    plan = expand(study_from_resolved(manifest.study_yaml), manifest.device).with_tuned(manifest.tuned)
     done = frozenset(store.done(path))
     forced = f"{_now()}, after {len(done)} measurements: {', '.join(changed)}" if changed else ""
     return Opening(plan.without(done), path, manifest, done, forced)
@@ -136,8 +153,8 @@ def require_gpu_alone(device: Device) -> None:
     )
 
 
-def _same_machine(manifest: Manifest, choice: DeviceChoice) -> None:
-    """A run holds times of one processor only."""
+def same_machine(manifest: Manifest, choice: DeviceChoice) -> None:
+    """A run holds times of one processor only. Raises MachineError where this is another, or `choice` says so."""
     if choice is not DeviceChoice.auto and choice != manifest.device:
         raise MachineError(
             f"run {manifest.run_id} is of device {manifest.device}",

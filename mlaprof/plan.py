@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from mlaprof.buckets import Buckets
 from mlaprof.config.axes import Combination, combinations
 from mlaprof.config.sizes import captured_sizes
+from mlaprof.facts import TunedUse
 from mlaprof.kernels.tiles import kernel_of
 from mlaprof.records import Device, Job, Kind, Measurement, Outcome, Point
 from mlaprof.skips import skip_reason
@@ -45,6 +46,18 @@ class Plan:
 
     def __len__(self) -> int:
         return len(self.skips) + sum(len(job.points) for job in self.jobs)
+
+    def with_tuned(self, uses: Sequence[TunedUse]) -> Plan:
+        """The same work, each job told which tuned tiles serve its Points."""
+        served: dict[tuple[str, int], list[TunedUse]] = {}
+        for use in uses:
+            if use.values is not None:
+                served.setdefault((use.phase, use.context_len), []).append(use)
+        jobs = (
+            job.model_copy(update={"tuned": tuple(served.get((job.points[0].phase, job.points[0].context_len), ()))})
+            for job in self.jobs
+        )
+        return replace(self, jobs=tuple(jobs))
 
     def without(self, done: Collection[Work]) -> Plan:
         """What is left when the work in `done` is finished.

@@ -19,8 +19,10 @@ from mlaprof.facts import (
     MemoryUse,
     NoiseRounds,
     Record,
+    SearchFacts,
     StepCounts,
     Timing,
+    TunedUse,
 )
 from mlaprof.faults import Fault
 from mlaprof.kernels.tiles import label
@@ -36,9 +38,10 @@ from mlaprof.study import (
     Mode,
     Phase,
     TileChoice,
+    TuneTarget,
 )
 
-Kind = Literal["timing", "memory", "counts", "compile", "dispatch", "noise", "kernel"]
+Kind = Literal["timing", "memory", "counts", "compile", "dispatch", "noise", "kernel", "search"]
 Status = Literal["ok", "compiled", "skipped", "failed", "incorrect"]
 Stage = Literal["plan", "build", "compile", "capture", "verify", "measure", "worker"]
 Device = Literal["cpu", "cuda"]
@@ -91,6 +94,7 @@ class Job(Record):
     capture: CaptureSpec = CaptureSpec()  # sizes as the engine would take them: clamped, without those out of reach
     measure: MeasureSpec
     points: tuple[Point, ...]
+    tuned: tuple[TunedUse, ...] = ()  # tiles of the library where a Point names none of a kernel
     faults: tuple[FaultSpec, ...] = ()  # in drills
 
 
@@ -139,6 +143,7 @@ class KernelPoint(Record):
     provider: str
     launch: Launch = "eager"
     tiles: dict[str, int] | None = None
+    twin: bool = False  # the A/A twin: the same once more, timed as an arm of its own
 
     @property
     def shape_label(self) -> str:
@@ -158,7 +163,7 @@ class KernelPoint(Record):
 
     @property
     def key(self) -> str:
-        return f"{self.cell}/{self.way}"
+        return f"{self.cell}/{self.way}{'/aa' if self.twin else ''}"
 
 
 class KernelJob(Record):
@@ -172,11 +177,37 @@ class KernelJob(Record):
     points: tuple[KernelPoint, ...]
 
 
+class Told(Record):
+    """What an earlier process of a search found out, so that the next one goes on from there."""
+
+    point: KernelPoint
+    device_s: float | None  # None where it failed
+
+
+class SearchJob(Record):
+    """What one worker process does of a search: propose, compile, prove and time tiles of one kernel at one shape."""
+
+    kind: Literal["search"] = "search"
+    process: int = 0
+    device: Device
+    seed: int
+    measure: MeasureSpec
+    target: TuneTarget
+    forms: tuple[str, ...]  # of kernels.tiles, whose configurations may be proposed
+    first: tuple[TileChoice, ...] = ()  # proposed before all others: defaults, the deployed configuration
+    told: tuple[Told, ...] = ()
+    began_at: float  # Unix time when the search began; of a search that was cut off, as if it had not been
+    search_s: float  # it ends so long after that
+    max_evals: int | None = None  # most to be measured, by this process
+    exhaust: bool = False  # every legal configuration, however many
+    compilers: int = 1  # processes that compile beside this one
+
+
 class KernelMeasurement(Record):
     """What was seen of one kernel. A failure is a measurement, too."""
 
     point: KernelPoint
-    kind: Literal["kernel"] = "kernel"
+    kind: Literal["kernel", "search"] = "kernel"
     process: int = 0
     outcome: Outcome
     emulated: bool
@@ -187,6 +218,8 @@ class KernelMeasurement(Record):
     version: str = ""  # of the provider's package
     timing: Timing | None = None
     checks: tuple[Check, ...] = ()
+    resources: KernelResources | None = None  # of a search
+    search: SearchFacts | None = None
 
 
 class Started(Record):
@@ -261,6 +294,7 @@ class Manifest(Record):
     study_yaml: str  # the resolved Study
     environment: Environment
     planned: tuple[str, ...]  # `work` of every Measurement the plan will make, in run order
+    tuned: tuple[TunedUse, ...] = ()  # which rule of the library served each kernel; empty where it has no entry
     forced: tuple[str, ...] = ()  # for each --resume --force: when, and what had changed since the run began
 
 
@@ -274,8 +308,14 @@ class Run(Record):
         """Made by `mlaprof kernels`: single kernels, no layer."""
         return any(line.startswith("kernel") for line in self.manifest.planned)
 
+    @property
+    def is_of_tuning(self) -> bool:
+        """Made by `mlaprof tune`: searches, and the finalists of each."""
+        return any(line.startswith("search") for line in self.manifest.planned)
 
-AnyJob = Job | KernelJob
+
+PlannedJob = Job | KernelJob  # whose Points are known before it begins
+AnyJob = PlannedJob | SearchJob
 AnyMeasurement = Measurement | KernelMeasurement
 Event = Started | AnyMeasurement
 

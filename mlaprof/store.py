@@ -8,7 +8,9 @@ Schema history (`PRAGMA user_version`; `PRAGMA application_id` says that the fil
     4   measurement(kind, key, process, record): several processes may time a Point; Timing has latency_s, sustained_s
         and the rounds that were dropped; before, one process timed each, and no round was
     5   kind "kernel": measurements of single kernels, in runs of their own
-    6   an Outcome names its fault; the Environment has a hash of mlaprof's own source, and the Manifest what changed
+    6   kind "search": configurations that a search tried, in runs of tuning, with resources and search of a
+        KernelMeasurement; a KernelPoint may be a twin; the manifest says which tuned tiles a layer was run with
+    7   an Outcome names its fault; the Environment has a hash of mlaprof's own source, and the Manifest what changed
         when a run was gone on with by --force
 Old files are read as they are: a new field has a default that says what the old mlaprof did. A field that is new,
 renamed or of another meaning raises the version, because an older mlaprof refuses or misreads it. A run goes on only
@@ -39,7 +41,7 @@ from mlaprof.wire import decode, decode_manifest, encode
 Work = tuple[Kind, str, int]
 """(kind, key, process) of one Measurement."""
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 SUFFIX = ".mlaprof"
 
 _SCHEMA = """
@@ -206,6 +208,8 @@ def load(path: Path) -> Run:
 def load_layers(path: Path) -> Run:
     """As load, of a run of the layer. Raises RunFileError on one of single kernels, too."""
     run = load(path)
+    if run.is_of_tuning:
+        raise RunFileError("a run of tuning, not of the layer", where=str(path), hint="`mlaprof show` prints it")
     if run.is_of_kernels:
         hint = "`mlaprof show` prints it; two providers are compared within one run of `mlaprof kernels`"
         raise RunFileError("a run of single kernels, not of the layer", where=str(path), hint=hint)

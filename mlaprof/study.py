@@ -201,6 +201,27 @@ class KernelStudy(Part):
     measure: MeasureSpec = MeasureSpec()
 
 
+class TuneTarget(Part):
+    """One kernel at one shape under one launch: what one search is for."""
+
+    kernel: str
+    shape: dict[str, int]  # axis -> size, complete
+    launch: Launch = "eager"
+    deployed: TileChoice | None = None  # what a library served for it when the tuning began
+
+
+class TuneStudy(Part):
+    """What `mlaprof tune` does: a search a target, then its finalists measured in fresh processes."""
+
+    name: str
+    seed: int = 0  # of inputs, orders and searches
+    targets: tuple[TuneTarget, ...]
+    budget_s: Annotated[float, Field(gt=0)] = 60.0  # wall time a target, finalists included
+    max_evals: PositiveInt | None = None  # configurations measured a target; None: as many as the budget allows
+    exhaust: bool = False  # every legal configuration, however many
+    measure: MeasureSpec = MeasureSpec()  # of the finalists
+
+
 class Axes(Part):
     """The sweep's axes in the order of the Point key, each at least one value."""
 
@@ -265,6 +286,7 @@ class Study(Part):
     batch: BatchSpec = BatchSpec()
     capture: CaptureSpec = CaptureSpec()
     budget: BudgetSpec = BudgetSpec()
+    tuned: str = "auto"  # library of tuned tiles: auto, off, or a folder
     measure: MeasureSpec = MeasureSpec()
     faults: tuple[FaultSpec, ...] = ()  # in drills
 

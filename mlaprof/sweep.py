@@ -28,6 +28,7 @@ from mlaprof.records import (
     KernelPoint,
     Measurement,
     Outcome,
+    PlannedJob,
     Point,
     Started,
 )
@@ -63,7 +64,7 @@ class Plan(Protocol):
     """What to measure: a plan.Plan or a kernel_plan.KernelPlan."""
 
     @property
-    def jobs(self) -> Sequence[AnyJob]: ...
+    def jobs(self) -> Sequence[PlannedJob]: ...
 
     @property
     def skips(self) -> Sequence[AnyMeasurement]: ...
@@ -94,7 +95,7 @@ def sweep(plan: Plan, *, spawn: Spawn = spawn_worker, keep: Keep) -> Iterator[Ev
         yield from _run_job(job, spawn, keep, offences)
 
 
-def _run_job(job: AnyJob, spawn: Spawn, keep: Keep, offences: Offences) -> Iterator[Event]:
+def _run_job(job: PlannedJob, spawn: Spawn, keep: Keep, offences: Offences) -> Iterator[Event]:
     pending: Pending = {point.key: point for point in job.points}
     for key, outcome in offences.among(pending).items():
         yield _kept(_failed(job, pending.pop(key), outcome), keep, offences)
@@ -118,7 +119,7 @@ def _kept(measurement: AnyMeasurement, keep: Keep, offences: Offences) -> AnyMea
 
 
 def _run_worker(
-    job: AnyJob, pending: Pending, spawn: Spawn, keep: Keep, offences: Offences
+    job: PlannedJob, pending: Pending, spawn: Spawn, keep: Keep, offences: Offences
 ) -> Generator[Event, None, End]:
     """Let one worker measure pending, and take out of pending what it has measured."""
     started: Started | None = None
@@ -155,7 +156,7 @@ def _run_worker(
     return End(started, worker.mark, fault, "\n".join(part for part in (cause, worker.tail) if part))
 
 
-def _read(line: bytes, job: AnyJob, pending: Pending) -> Event:
+def _read(line: bytes, job: PlannedJob, pending: Pending) -> Event:
     """The event of one line. Raises ValueError on anything that is not about job."""
     event = decode_event(line)
     if event.kind != job.kind:
@@ -170,7 +171,7 @@ def _read(line: bytes, job: AnyJob, pending: Pending) -> Event:
     return event
 
 
-def _failed(job: AnyJob, point: Point | KernelPoint, outcome: Outcome) -> AnyMeasurement:
+def _failed(job: PlannedJob, point: Point | KernelPoint, outcome: Outcome) -> AnyMeasurement:
     record = Measurement if isinstance(job, Job) else KernelMeasurement
     return record.model_validate(
         {

@@ -14,6 +14,7 @@ from mlaprof.records import (
     KernelMeasurement,
     Manifest,
     Measurement,
+    SearchJob,
     Started,
 )
 
@@ -41,9 +42,12 @@ def decode_event(line: str | bytes) -> Event:
 
 
 def decode_job(text: str | bytes) -> AnyJob:
-    """A Job or a KernelJob from its JSON. Raises ValueError on anything else."""
+    """A Job, a KernelJob or a SearchJob from its JSON. Raises ValueError on anything else."""
     value = _json(text)
-    record: type[Job] | type[KernelJob] = KernelJob if _is_kernel(value) else Job
+    kind = value.get("kind") if isinstance(value, dict) else None
+    if kind == "search":
+        return SearchJob.model_validate_json(text)
+    record: type[Job] | type[KernelJob] = KernelJob if kind == "kernel" else Job
     return record.model_validate_json(text)
 
 
@@ -58,7 +62,7 @@ def _measurement(value: Any) -> AnyMeasurement:
 
 
 def _is_kernel(value: Any) -> bool:
-    return isinstance(value, dict) and value.get("kind") == "kernel"
+    return isinstance(value, dict) and value.get("kind") in ("kernel", "search")
 
 
 def _json(line: str | bytes) -> Any:

@@ -13,8 +13,9 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from mlaprof.kernels.hopper.block_gemm_stream import add_parts_kernel, block_gemm_stream_kernel
+from mlaprof.kernels.hopper.block_gemm_uneven import block_gemm_uneven_kernel
 from mlaprof.kernels.hopper.block_gemm_wide import block_gemm_wide_kernel
-from mlaprof.kernels.tiles.hopper_block_gemm import GROUP, MIN_SCALES, HopperBlockGemmTiles, out_columns
+from mlaprof.kernels.tiles.hopper_block_gemm import GROUP, MIN_SCALES, UNEVEN, HopperBlockGemmTiles, out_columns
 from mlaprof.kernels.tiles.limits import NUM_SMS
 
 TMA_BYTES = 16  # addresses and strides that the TMA unit takes are multiples of this
@@ -65,7 +66,9 @@ def launch(a: Tensor, a_scale: Tensor, b: Tensor, b_scale: Tensor, out: Tensor, 
     ):
         if x.data_ptr() % TMA_BYTES or stride % TMA_BYTES:
             raise ValueError(f"{name}: expected an address and strides in multiples of {TMA_BYTES} bytes; copy it")
-    if tiles.specialised:
+    if tiles.block_n == UNEVEN:
+        _launch_uneven(a, a_scale, b, b_scale, out, tiles)
+    elif tiles.specialised:
         _launch_wide(a, a_scale, b, b_scale, out, tiles)
     else:
         _launch_stream(a, a_scale, b, b_scale, out, tiles)
@@ -93,6 +96,31 @@ def _launch_wide(
         BLOCK_N=block_n,
         STAGES=tiles.num_stages,
         OUT_N=out_columns(tiles),
+        num_warps=FIRST_WARPS,
+        ptx_options=PTXAS_LEVEL,
+    )
+
+
+def _launch_uneven(
+    a: Tensor, a_scale: Tensor, b: Tensor, b_scale: Tensor, out: Tensor, tiles: HopperBlockGemmTiles
+) -> None:
+    (m, k), n = a.shape, b.shape[0]
+    groups, columns = k // GROUP, a_scale.stride(1)
+    count = triton.cdiv(m, tiles.block_m) * triton.cdiv(n, UNEVEN)
+    block_gemm_uneven_kernel[(min(NUM_SMS, count),)](
+        _rows(a, (tiles.block_m, GROUP)),
+        _rows(b, (128, GROUP)),
+        _rows(b, (64, GROUP)),
+        _describe(a_scale.data_ptr(), a_scale.dtype, ((groups - 1) * columns + m,), (1,), (tiles.block_m,)),
+        _rows(out, (64, 128)),
+        _rows(out, (64, 64)),
+        b_scale,
+        m,
+        n,
+        groups,
+        columns,
+        b_scale.stride(0),
+        STAGES=tiles.num_stages,
         num_warps=FIRST_WARPS,
         ptx_options=PTXAS_LEVEL,
     )
@@ -137,6 +165,15 @@ def descriptor_types(tiles: HopperBlockGemmTiles) -> dict[str, str]:
         return f"tensordesc<{kind}{list(box)},{_layout(dtype, box)!r}>"
 
     m, n, width = tiles.block_m, tiles.block_n, tiles.depth * GROUP
+    if n == UNEVEN:
+        return {
+            "a_desc": descriptor("fp8e4nv", torch.float8_e4m3fn, m, GROUP),
+            "wide_desc": descriptor("fp8e4nv", torch.float8_e4m3fn, 128, GROUP),
+            "narrow_desc": descriptor("fp8e4nv", torch.float8_e4m3fn, 64, GROUP),
+            "a_scale_desc": descriptor("fp32", torch.float32, m),
+            "wide_out_desc": descriptor("bf16", torch.bfloat16, 64, 128),
+            "narrow_out_desc": descriptor("bf16", torch.bfloat16, 64, 64),
+        }
     codes, scales = torch.float8_e4m3fn, (m,) if tiles.specialised else (tiles.depth, max(m, MIN_SCALES))
     return {
         "a_desc": descriptor("fp8e4nv", codes, m, width),

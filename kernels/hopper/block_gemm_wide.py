@@ -17,7 +17,7 @@ BAND = gl.constexpr(8)  # tiles of tokens that share a stripe of weights before 
 
 
 @gluon.jit
-def _tile_at(index, num_m, num_n):
+def tile_at(index, num_m, num_n):
     """The tile with this number: bands of tiles down, all of n across, so that both operands stay in L2."""
     band = index // (BAND * num_n)
     height = gl.minimum(num_m - band * BAND, BAND)
@@ -46,7 +46,7 @@ def _load_blocks(
     stage = 0
     phase = 1  # a barrier never waited for counts as passed in the other phase
     for tile in range(gl.program_id(0), num_m * num_n, gl.num_programs(0)):
-        tile_m, tile_n = _tile_at(tile, num_m, num_n)
+        tile_m, tile_n = tile_at(tile, num_m, num_n)
         for block in range(num_blocks):
             mbarrier.wait(empty.index(stage), phase)
             mbarrier.expect(full.index(stage), (BLOCK_M + BLOCK_N) * GROUP + 4 * BLOCK_M)
@@ -60,7 +60,7 @@ def _load_blocks(
 
 
 @gluon.jit
-def _add_scaled(total, part, scale):
+def add_scaled(total, part, scale):
     """total + part * scale, here and now: left to itself LLVM would gather these sums behind the next product, and
     there are no registers to hold two products.
 
@@ -74,8 +74,8 @@ def _add_scaled(total, part, scale):
 
 
 @gluon.jit
-def _send(out_desc, out_block, values, row, col):
-    tma.store_wait(0)
+def send(out_desc, out_block, values, row, col):
+    """Start writing values; out_block is in use until the store has been waited for."""
     out_block.store(values)
     fence_async_shared()
     tma_store(out_desc, [row, col], out_block)
@@ -86,12 +86,14 @@ def _store(out_desc, out_block, total, row, col):
     OUT_N: gl.constexpr = out_block.shape[1]
     BLOCK_N: gl.constexpr = total.shape[1]
     result = total.to(gl.bfloat16)
+    tma.store_wait(0)
     if OUT_N == BLOCK_N:
-        _send(out_desc, out_block, result, row, col)
+        send(out_desc, out_block, result, row, col)
     else:
         left, right = gl.split(gl.permute(gl.reshape(result, [64, 2, OUT_N]), (0, 2, 1)))
-        _send(out_desc, out_block, left, row, col)
-        _send(out_desc, out_block, right, row, col + OUT_N)
+        send(out_desc, out_block, left, row, col)
+        tma.store_wait(0)
+        send(out_desc, out_block, right, row, col + OUT_N)
 
 
 @gluon.jit
@@ -121,7 +123,7 @@ def _multiply_blocks(
     stage = 0
     phase = 0
     for tile in range(gl.program_id(0), num_m * num_n, gl.num_programs(0)):
-        tile_m, tile_n = _tile_at(tile, num_m, num_n)
+        tile_m, tile_n = tile_at(tile, num_m, num_n)
         weight_ptr = b_scale_ptr + (tile_n * BLOCK_N // GROUP) * b_scale_stride
         top = zeros
         low = zeros
@@ -135,15 +137,15 @@ def _multiply_blocks(
             top_scale = scale.slice(0, 64).load(column) * weight_scale
             part = warpgroup_mma_wait(0, deps=[part])
             if ROWS == 128:
-                top = _add_scaled(top, part, top_scale[:, None])
+                top = add_scaled(top, part, top_scale[:, None])
                 part = warpgroup_mma(a.slice(64, 64), b, zeros, use_acc=False, is_async=True)
                 low_scale = scale.slice(64, 64).load(column) * weight_scale
                 part = warpgroup_mma_wait(0, deps=[part])
                 mbarrier.arrive(empty.index(stage), count=1)
-                low = _add_scaled(low, part, low_scale[:, None])
+                low = add_scaled(low, part, low_scale[:, None])
             else:
                 mbarrier.arrive(empty.index(stage), count=1)
-                top = _add_scaled(top, part, top_scale[:, None])
+                top = add_scaled(top, part, top_scale[:, None])
             stage += 1
             wrap = (stage == STAGES).to(gl.int32)
             phase = phase ^ wrap

@@ -7,4 +7,5 @@ from triton.experimental.gluon.language.nvidia.hopper import tma
 meet = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier  # of a role's threads
 copy_async = getattr(async_copy, "async_load", None) or async_copy.async_copy_global_to_shared  # 16 bytes a thread
 tma_load = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared
+reinterpret = getattr(gl.shared_memory_descriptor, "reinterpret", None) or gl.shared_memory_descriptor._reinterpret
 tma_store = getattr(tma, "async_store", None) or tma.async_copy_shared_to_global

@@ -2,7 +2,8 @@
 
 With 16 heads the layer's decode step is bound by memory, so what counts is how many rows are on their way at any time.
 Keys take the long side of both products (64 of them against the heads, then 512 latent values against the heads): no
-lane computes for padding, and both products read a block where the copies left it.
+lane computes for padding, and both products read a block where the copies left it. Rows of a packed cache are decoded
+by the group that gathers (packed_rows).
 """
 
 from typing import Any
@@ -20,6 +21,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
+from mlaprof.kernels.hopper.packed_rows import decode_rows, packed_views
 from mlaprof.kernels.hopper.renamed import copy_async, meet
 from mlaprof.kernels.sparse_combine import combine, scratch
 from mlaprof.kernels.tiles.hopper_sparse_decode import KEYS as BLOCK
@@ -27,13 +29,14 @@ from mlaprof.kernels.tiles.hopper_sparse_decode import LATENT_DIM, HopperSparseD
 
 LOG2_E = 1.4426950408889634
 LN_2 = gl.constexpr(0.6931471805599453)
-# By heads of a program: no spills, and what is left lets the joining launch take its place early.
-MAX_REGISTERS = {16: 128, 32: 168, 64: 168}
+# Of a thread, (all, gathering), by heads of a program: no spills, and what is left lets the joining launch take its
+# place early.
+REGISTERS = {16: (128, 56), 32: (168, 56), 64: (168, 56)}
+PACKED_REGISTERS = {16: (136, 104), 32: (168, 112), 64: (168, 104)}
 HALF = gl.constexpr(256)  # the latent part arrives, is used and is given back in two halves
 ROPE = gl.constexpr(64)
 KEYS = gl.constexpr(BLOCK)  # rows of a block
 GATHER_WARPS = gl.constexpr(4)
-GATHER_REGISTERS = gl.constexpr(56)
 
 
 @gluon.jit
@@ -45,14 +48,8 @@ def _copy(smem, rows, there, first: gl.constexpr, width: gl.constexpr, layout: g
 
 
 @gluon.jit
-def _gather(
-    q_ptr, cache_ptr, indices_ptr, first_head, begin, end, num_heads, num_rows, q_stride_h, cache_stride,
-    HEADS: gl.constexpr, q_l, q_r, q_p, k_l, k_r, k_p, q_ready, ready_l, ready_r, free_l, free_r,
-):  # fmt: skip
+def _bring_queries(q_ptr, first_head, num_heads, q_stride_h, HEADS: gl.constexpr, q_l, q_r, q_p, q_ready):
     layout: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [GATHER_WARPS, 1], [1, 0])
-    slot = gl.arange(0, KEYS, gl.SliceLayout(1, layout))
-    index = gl.load(indices_ptr + begin + slot, mask=begin + slot < end, other=-1)
-
     heads = first_head + gl.arange(0, HEADS, gl.SliceLayout(1, layout))
     q_rows = q_ptr + heads * q_stride_h
     _copy(q_l, q_rows, heads < num_heads, 0, HALF, layout)
@@ -60,6 +57,16 @@ def _gather(
     _copy(q_p, q_rows, heads < num_heads, 2 * HALF, ROPE, layout)
     async_copy.mbarrier_arrive(q_ready, increment_count=False)
 
+
+@gluon.jit
+def _gather(
+    q_ptr, cache_ptr, indices_ptr, first_head, begin, end, num_heads, num_rows, q_stride_h, cache_stride,
+    HEADS: gl.constexpr, q_l, q_r, q_p, k_l, k_r, k_p, q_ready, ready_l, ready_r, free_l, free_r,
+):  # fmt: skip
+    layout: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [GATHER_WARPS, 1], [1, 0])
+    slot = gl.arange(0, KEYS, gl.SliceLayout(1, layout))
+    index = gl.load(indices_ptr + begin + slot, mask=begin + slot < end, other=-1)
+    _bring_queries(q_ptr, first_head, num_heads, q_stride_h, HEADS, q_l, q_r, q_p, q_ready)
     for turn in range(gl.cdiv(end - begin, KEYS)):
         start = begin + turn * KEYS
         at = turn & 1
@@ -79,11 +86,21 @@ def _gather(
 
 
 @gluon.jit
+def _decode(
+    q_ptr, indices_ptr, first_head, begin, end, num_heads, q_stride_h,
+    HEADS: gl.constexpr, q_l, q_r, q_p, q_ready, to_decode,
+):  # fmt: skip
+    _bring_queries(q_ptr, first_head, num_heads, q_stride_h, HEADS, q_l, q_r, q_p, q_ready)
+    decode_rows(to_decode, indices_ptr, begin, end, begin - begin)
+
+
+@gluon.jit
 def _attend(
     indices_ptr, out_ptr, lse_ptr, max_ptr, first_head, begin, end, num_heads, num_rows, scale_log2, out_stride_h,
-    HEADS: gl.constexpr, STATS: gl.constexpr,
-    q_l, q_r, q_p, k_l, k_r, k_p, p, q_ready, ready_l, ready_r, free_l, free_r,
+    HEADS: gl.constexpr, STATS: gl.constexpr, PACKED: gl.constexpr,
+    q_l, q_r, q_p, k_l, k_r, k_p, biases, p, q_ready, ready_l, ready_r, free_l, free_r,
 ):  # fmt: skip
+    """Of a packed cache biases say which slots are empty; otherwise this group reads the row numbers itself."""
     # Warp groups share the scores by heads, the mixed values by latent columns.
     groups: gl.constexpr = gl.num_warps() // 4
     layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, groups], [16, HEADS // groups, 16])
@@ -91,7 +108,8 @@ def _attend(
     by_head: gl.constexpr = gl.SliceLayout(0, layout)
     mixed_by_head: gl.constexpr = gl.SliceLayout(0, mixed)
     slot = gl.arange(0, KEYS, gl.SliceLayout(1, layout))
-    index = gl.load(indices_ptr + begin + slot, mask=begin + slot < end, other=-1)
+    if not PACKED:
+        index = gl.load(indices_ptr + begin + slot, mask=begin + slot < end, other=-1)
     peak = gl.full([HEADS], float("-inf"), gl.float32, by_head)
     totals = gl.zeros([KEYS, HEADS], gl.float32, layout)  # of each key's place, summed over places at the end
     left = gl.zeros([HALF, HEADS], gl.float32, mixed)
@@ -102,9 +120,10 @@ def _attend(
         start = begin + turn * KEYS
         at = turn & 1
         lap = (turn >> 1) & 1
-        bias = gl.where((index >= 0) & (index < num_rows), 0.0, float("-inf"))
-        following = start + KEYS + slot
-        index = gl.load(indices_ptr + following, mask=following < end, other=-1)
+        if not PACKED:
+            bias = gl.where((index >= 0) & (index < num_rows), 0.0, float("-inf"))
+            following = start + KEYS + slot
+            index = gl.load(indices_ptr + following, mask=following < end, other=-1)
         scores = gl.zeros([KEYS, HEADS], gl.float32, layout)
         mbarrier.wait(ready_l.index(at), lap)
         fence_async_shared()
@@ -114,6 +133,8 @@ def _attend(
         scores = warpgroup_mma(k_r.index(at), q_r.permute((1, 0)), scores, is_async=True)
         scores = warpgroup_mma(k_p.index(at), q_p.permute((1, 0)), scores, is_async=True)
         scores = warpgroup_mma_wait(0, deps=(scores,))
+        if PACKED:
+            bias = biases.index(at).load(gl.SliceLayout(1, layout))
         scores = scores * scale_log2 + bias[:, None]
 
         new_peak = gl.maximum(peak, gl.max(scores, 0))
@@ -158,7 +179,7 @@ def _attend(
 @gluon.jit(do_not_specialize=["blocks_per_split", "num_splits", "num_head_blocks"])
 def sparse_decode_kernel(
     q_ptr,  # [num_tokens, num_heads, 576] bf16
-    cache_ptr,  # [num_rows, 576] bf16
+    cache_ptr,  # [num_rows, 576] bf16, or with PACKED [num_rows, 656] uint8
     indices_ptr,  # [num_tokens, topk] int32
     out_ptr,  # [num_tokens, num_heads, 512] bf16, or [num_tokens, num_splits, num_heads, 512] fp32
     lse_ptr,  # [num_tokens, num_splits, num_heads] fp32
@@ -179,6 +200,8 @@ def sparse_decode_kernel(
     out_stride_h,
     HEADS: gl.constexpr,
     STATS: gl.constexpr,  # 0: none are written, 1: lse, 2: both
+    PACKED: gl.constexpr,
+    GATHER_REGISTERS: gl.constexpr,
 ):
     # The launch that joins the splits may take its place early: it waits there for this one to end.
     gl.inline_asm_elementwise(
@@ -198,11 +221,13 @@ def sparse_decode_kernel(
     ready_r = gl.allocate_shared_memory(gl.int64, [2, 1], gate)
     free_l = gl.allocate_shared_memory(gl.int64, [2, 1], gate)
     free_r = gl.allocate_shared_memory(gl.int64, [2, 1], gate)
+    # Every thread that gathers arrives once its copies have landed; of those that decode one does, for all.
+    arrivals: gl.constexpr = 1 if PACKED else 32 * GATHER_WARPS
     mbarrier.init(q_ready, count=32 * GATHER_WARPS)
     for i in gl.static_range(2):
-        mbarrier.init(ready_l.index(i), count=32 * GATHER_WARPS)
+        mbarrier.init(ready_l.index(i), count=arrivals)
         mbarrier.init(free_l.index(i), count=1)
-        mbarrier.init(ready_r.index(i), count=32 * GATHER_WARPS)
+        mbarrier.init(ready_r.index(i), count=arrivals)
         mbarrier.init(free_r.index(i), count=1)
     meet()
 
@@ -218,22 +243,49 @@ def sparse_decode_kernel(
     lse = lse_ptr + part * num_heads
     largest = max_ptr + part * num_heads
     q = q_ptr + token * q_stride_t
-    gl.warp_specialize(
-        [
-            (
-                _attend,
-                (indices, out, lse, largest, first_head, begin, end, num_heads, num_rows, scale_log2, out_stride_h,
-                 HEADS, STATS, q_l, q_r, q_p, k_l, k_r, k_p, p, q_ready, ready_l, ready_r, free_l, free_r),
-            ),
-            (
-                _gather,
-                (q, cache_ptr, indices, first_head, begin, end, num_heads, num_rows, q_stride_h, cache_stride,
-                 HEADS, q_l, q_r, q_p, k_l, k_r, k_p, q_ready, ready_l, ready_r, free_l, free_r),
-            ),
-        ],
-        [GATHER_WARPS],
-        [GATHER_REGISTERS],
-    )  # fmt: skip
+    if PACKED:
+        line: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
+        biases = gl.allocate_shared_memory(gl.float32, [2, KEYS], line)
+        scales = gl.allocate_shared_memory(gl.float32, [4, KEYS], line)
+        to_decode = (
+            cache_ptr, num_rows, cache_stride, packed_views(k_l), packed_views(k_r), k_p, scales, biases,
+            ready_l, ready_r, free_l, free_r,
+        )  # fmt: skip
+        gl.warp_specialize(
+            [
+                (
+                    _attend,
+                    (indices, out, lse, largest, first_head, begin, end, num_heads, num_rows, scale_log2, out_stride_h,
+                     HEADS, STATS, PACKED, q_l, q_r, q_p, k_l, k_r, k_p, biases, p, q_ready,
+                     ready_l, ready_r, free_l, free_r),
+                ),
+                (
+                    _decode,
+                    (q, indices, first_head, begin, end, num_heads, q_stride_h,
+                     HEADS, q_l, q_r, q_p, q_ready, to_decode),
+                ),
+            ],
+            [GATHER_WARPS],
+            [GATHER_REGISTERS],
+        )  # fmt: skip
+    else:
+        gl.warp_specialize(
+            [
+                (
+                    _attend,
+                    (indices, out, lse, largest, first_head, begin, end, num_heads, num_rows, scale_log2, out_stride_h,
+                     HEADS, STATS, PACKED, q_l, q_r, q_p, k_l, k_r, k_p, p, p, q_ready,
+                     ready_l, ready_r, free_l, free_r),
+                ),
+                (
+                    _gather,
+                    (q, cache_ptr, indices, first_head, begin, end, num_heads, num_rows, q_stride_h, cache_stride,
+                     HEADS, q_l, q_r, q_p, k_l, k_r, k_p, q_ready, ready_l, ready_r, free_l, free_r),
+                ),
+            ],
+            [GATHER_WARPS],
+            [GATHER_REGISTERS],
+        )  # fmt: skip
 
 
 def launch(
@@ -247,9 +299,9 @@ def launch(
     lse: Tensor | None,
     max_logits: Tensor | None,
 ) -> None:
-    """sparse_attn of checked operands: 512 and 64 dimensions, a bf16 cache, one token and one head at least.
+    """sparse_attn of checked operands: 512 and 64 dimensions, one token and one head at least.
 
-    The rows of q and cache start at multiples of 16 elements.
+    The rows of q and of a bf16 cache start at multiples of 16 elements, those of a packed one at multiples of 16 bytes.
     """
     num_tokens, num_heads, _ = q.shape
     topk = indices.shape[1]
@@ -266,6 +318,8 @@ def launch(
         places = scratch(q, num_splits, LATENT_DIM, with_max=max_logits is not None)
         strides = places[0].stride()[:3]
     num_head_blocks = triton.cdiv(num_heads, tiles.block_h)
+    packed = cache.dtype == torch.uint8
+    registers, gather_registers = (PACKED_REGISTERS if packed else REGISTERS)[tiles.block_h]
     sparse_decode_kernel[(num_tokens * num_splits * num_head_blocks,)](
         q,
         cache,
@@ -285,8 +339,10 @@ def launch(
         *strides,
         HEADS=tiles.block_h,
         STATS=stats,
+        PACKED=packed,
+        GATHER_REGISTERS=gather_registers,
         num_warps=tiles.num_warps,
-        maxnreg=MAX_REGISTERS[tiles.block_h],
+        maxnreg=registers,
     )
     if num_splits > 1:
         combine(*places, out=out, lse=lse, max_logits=max_logits, overlap=True)

@@ -1,4 +1,4 @@
-"""block_gemm and both kernels of its Hopper form."""
+"""block_gemm and the kernels of its Hopper form."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from mlaprof.kernels.block_gemm import BAND, block_gemm_kernel
 from mlaprof.kernels.sources.build import Build, build
 from mlaprof.kernels.tiles import Dims
 from mlaprof.kernels.tiles.block_gemm import BlockGemmTiles
-from mlaprof.kernels.tiles.hopper_block_gemm import HopperBlockGemmTiles, out_columns
+from mlaprof.kernels.tiles.hopper_block_gemm import UNEVEN, HopperBlockGemmTiles, out_columns
 
 _TYPES = {
     "a_ptr": "*fp8e4nv",
@@ -29,9 +29,14 @@ def block_gemm_build(tiles: BlockGemmTiles | HopperBlockGemmTiles, dims: Dims) -
 def _hopper(tiles: HopperBlockGemmTiles) -> Build:
     from mlaprof.kernels.hopper import block_gemm as hopper
     from mlaprof.kernels.hopper.block_gemm_stream import block_gemm_stream_kernel
+    from mlaprof.kernels.hopper.block_gemm_uneven import block_gemm_uneven_kernel
     from mlaprof.kernels.hopper.block_gemm_wide import block_gemm_wide_kernel
 
     types = hopper.descriptor_types(tiles) | {"b_scale_ptr": "*fp32"}
+    warps, level = hopper.FIRST_WARPS, hopper.PTXAS_LEVEL
+    if tiles.block_n == UNEVEN:
+        stages = {"STAGES": tiles.num_stages}
+        return build(block_gemm_uneven_kernel, types, stages, (), num_warps=warps, ptx_options=level)
     if tiles.specialised:
         constants: dict[str, int | None] = {
             "BLOCK_M": tiles.block_m,
@@ -39,7 +44,6 @@ def _hopper(tiles: HopperBlockGemmTiles) -> Build:
             "STAGES": tiles.num_stages,
             "OUT_N": out_columns(tiles),
         }
-        warps, level = hopper.FIRST_WARPS, hopper.PTXAS_LEVEL
         return build(block_gemm_wide_kernel, types, constants, (), num_warps=warps, ptx_options=level)
     constants = {
         "TOKENS": tiles.block_m,

@@ -33,7 +33,7 @@ def build(
     signature = {name: types.get(name, "i32") for name in kernel.arg_names} | dict.fromkeys(constants, "constexpr")
     place = {name: (i,) for i, name in enumerate(kernel.arg_names)}
     pointers = [name for name, kind in signature.items() if kind.startswith("*")]
-    source = _source_type(kernel)(
+    source = source_type(kernel)(
         fn=kernel,
         signature=signature,
         constexprs={place[name]: value for name, value in constants.items()},
@@ -42,7 +42,8 @@ def build(
     return Build(source, options)
 
 
-def _source_type(kernel: Any) -> Any:
+def source_type(kernel: Any) -> Any:
+    """What wraps a jit function for triton.compile: a Gluon kernel has a source of its own."""
     if not kernel.is_gluon():
         return ASTSource
     from mlaprof.kernels.hopper.source import GluonASTSource  # Gluon is of no use to the portable forms

@@ -16,20 +16,24 @@ _PARTS = dict.fromkeys(("out_ptr", "lse_ptr", "max_ptr"), "*fp32")
 def sparse_attn_build(tiles: Tiles, dims: Dims) -> Build:
     multiples = {"num_rows", "q_stride_t", "q_stride_h", "cache_stride", "out_stride_t", "out_stride_h"}
     multiples |= {"num_heads"} if dims.num_heads % 16 == 0 else set()
-    multiples |= {"topk", "indices_stride"} if dims.index_topk % 16 == 0 else set()
+    has_whole_lines = dims.index_topk % 16 == 0
+    multiples |= {"indices_stride"} if has_whole_lines else set()
     if isinstance(tiles, HopperSparseAttnTiles):
         from mlaprof.kernels.hopper.sparse_attn import sparse_attn_hopper_kernel
 
-        constants: dict[str, int | None] = {"Q_REPEAT": 1, "STATS": False}
-        return build(sparse_attn_hopper_kernel, _TYPES | _WHOLE, constants, multiples, num_warps=tiles.num_warps)
+        split = tiles.lists > 1
+        constants: dict[str, int | None] = {"LISTS": tiles.lists, "STATS": int(split), "PACKED": False}
+        types = _TYPES | (_PARTS if split else _WHOLE)
+        multiples |= {"list_rows"} if dims.index_topk // tiles.lists % 16 == 0 else set()
+        return build(sparse_attn_hopper_kernel, types, constants, multiples, num_warps=tiles.num_warps)
     split = tiles.num_splits > 1
-    multiples.add("out_stride_s")
+    multiples |= {"out_stride_s"} | ({"topk"} if has_whole_lines else set())
     types = _TYPES | (_PARTS if split else _WHOLE)
     if isinstance(tiles, HopperSparseDecodeTiles):
-        from mlaprof.kernels.hopper.sparse_decode import MAX_REGISTERS, sparse_decode_kernel
+        from mlaprof.kernels.hopper.sparse_decode import REGISTERS, sparse_decode_kernel
 
-        constants = {"HEADS": tiles.block_h, "STATS": int(split)}
-        registers = MAX_REGISTERS[tiles.block_h]
+        registers, gather_registers = REGISTERS[tiles.block_h]
+        constants = {"HEADS": tiles.block_h, "STATS": int(split), "PACKED": False, "GATHER_REGISTERS": gather_registers}
         return build(sparse_decode_kernel, types, constants, multiples, num_warps=tiles.num_warps, maxnreg=registers)
     return _portable(tiles, dims, types, multiples)
 

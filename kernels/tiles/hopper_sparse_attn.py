@@ -7,12 +7,16 @@ shared memory, 64 x 512 sums the registers of two warp groups.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
+from mlaprof.kernels.tiles.joining import joined_us
 from mlaprof.kernels.tiles.limits import NUM_SMS, Dims
 
 BLOCK_H = 64  # heads of a tile
 BLOCK_N = 64  # rows of a block
 KV_LORA_RANK, ROPE_DIM = 512, 64
+
+_PACKED_BLOCK_US = 3.0  # one block of packed rows, measured on an H100 SXM
 
 
 @dataclass(frozen=True)
@@ -21,13 +25,16 @@ class HopperSparseAttnTiles:
 
     persistent  1: a program a multiprocessor takes tile after tile, gathering for the next while it ends one;
                 0: a program a tile
+    lists       that a token's rows are shared out in, each a tile; more than one means a second launch that joins
+                their results
     """
 
     persistent: int
+    lists: int = 1
 
     @property
     def num_warps(self) -> int:
-        """Those that accumulate; eight more score and four gather."""
+        """Those that accumulate; eight more score and four gather, or of a packed cache four each score and decode."""
         return 8
 
     def programs(self, num_tiles: int) -> int:
@@ -36,13 +43,28 @@ class HopperSparseAttnTiles:
 
 
 TILES = HopperSparseAttnTiles
-CHOICES = {"persistent": (0, 1)}
-LETTERS = {"persistent": "p"}
+CHOICES = {"persistent": (0, 1), "lists": (1, 2, 4, 8, 16, 32)}
+LETTERS = {"persistent": "p", "lists": "x"}
 
 
-def choose(num_tokens: int, num_heads: int, topk: int) -> HopperSparseAttnTiles:
+@lru_cache(maxsize=1024)
+def choose(num_tokens: int, num_heads: int, topk: int, *, packed: bool = False) -> HopperSparseAttnTiles:
     """The default for a step: persistent whatever the shape, since a new program would wait for its first rows."""
-    return HopperSparseAttnTiles(persistent=1)
+    if not packed:  # few tokens of a bf16 cache are for the other form
+        return HopperSparseAttnTiles(persistent=1)
+    lists = [n for n in CHOICES["lists"] if n == 1 or topk % (n * BLOCK_N) == 0]
+    return min(
+        (HopperSparseAttnTiles(1, n) for n in lists),
+        key=lambda tiles: packed_us(tiles, num_tokens, num_heads, topk),
+    )
+
+
+def packed_us(tiles: HopperSparseAttnTiles, num_tokens: int, num_heads: int, topk: int) -> float:
+    """Microseconds that a step over packed rows should take on an H100, the launch that joins lists included."""
+    programs = num_tokens * -(-num_heads // BLOCK_H) * tiles.lists
+    blocks = -(-topk // (BLOCK_N * tiles.lists))
+    reading = -(-programs // NUM_SMS) * blocks * _PACKED_BLOCK_US
+    return reading + joined_us(num_tokens * num_heads * tiles.lists * KV_LORA_RANK if tiles.lists > 1 else 0)
 
 
 def default(dims: Dims) -> HopperSparseAttnTiles:
@@ -57,6 +79,8 @@ def problem(tiles: HopperSparseAttnTiles, dims: Dims) -> str | None:
             f"kv_lora_rank: rows of {dims.kv_lora_rank} + {dims.qk_rope_head_dim} values are not "
             f"{KV_LORA_RANK} + {ROPE_DIM}; use the portable form"
         )
+    if dims.index_topk % tiles.lists:
+        return f"lists: {tiles.lists} do not share {dims.index_topk} rows evenly; use a divisor"
     if dims.num_heads <= BLOCK_H // 2:
         return f"num_heads: {dims.num_heads} of {BLOCK_H} rows a tile would work; use the portable form"
     return None

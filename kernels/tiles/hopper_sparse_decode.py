@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
+from mlaprof.kernels.tiles import hopper_sparse_attn as prefill
+from mlaprof.kernels.tiles.joining import joined_us
 from mlaprof.kernels.tiles.limits import NUM_SMS, Dims, padded_heads
 
 LATENT_DIM, ROPE_DIM = 512, 64  # the form is written for these
@@ -12,9 +14,9 @@ KEYS = 64  # rows of a block
 
 # Measured on an H100 SXM.
 _BLOCK_US = {16: 1.5, 32: 2.0, 64: 3.1}  # one block of rows, by heads
+_PACKED_BLOCK_US = {16: 2.6, 32: 3.0, 64: 3.8}  # one block of packed rows
 _READ_BYTES_A_US = 2.75e6  # gathered rows
-_PARTS_BYTES_A_US = 2.5e6  # partial results, written and read back
-_JOIN_US = 2.0  # the second launch itself
+_PACKED_ROW_BYTES = 656
 _WARPS = {16: 4, 32: 4, 64: 8}
 
 
@@ -43,34 +45,49 @@ def default(dims: Dims) -> HopperSparseDecodeTiles:
 
 
 @lru_cache(maxsize=1024)
-def choose(num_tokens: int, num_heads: int, topk: int) -> HopperSparseDecodeTiles:
+def choose(num_tokens: int, num_heads: int, topk: int, *, packed: bool = False) -> HopperSparseDecodeTiles:
     """The tiles of a launch that names none: those that should end first on an H100."""
-    candidates = [
-        (_microseconds(num_tokens, num_heads, topk, block_h, splits), splits, -block_h)
+    candidates = (
+        HopperSparseDecodeTiles(block_h, _WARPS[block_h], splits)
         for block_h in CHOICES["block_h"]
         for splits in CHOICES["num_splits"]
         if block_h <= padded_heads(num_heads) and (splits == 1 or splits * KEYS <= topk)
-    ]
-    _, splits, block_h = min(candidates)
-    return HopperSparseDecodeTiles(-block_h, _WARPS[-block_h], splits)
-
-
-def pays(num_tokens: int, num_heads: int) -> bool:
-    """Whether this form ends first: with a token and 64 heads for half the multiprocessors the one for prefill does."""
-    return num_heads <= 32 or 2 * num_tokens * -(-num_heads // 64) <= NUM_SMS
-
-
-def _microseconds(num_tokens: int, num_heads: int, topk: int, block_h: int, splits: int) -> float:
-    """Time of both launches, from measured times of their parts; good to about a tenth."""
-    programs = num_tokens * -(-num_heads // block_h) * splits
-    blocks = -(-topk // (KEYS * splits))
-    reading = max(
-        -(-programs // NUM_SMS) * blocks * _BLOCK_US[block_h],
-        num_tokens * topk * 2 * (LATENT_DIM + ROPE_DIM) / _READ_BYTES_A_US,
     )
-    if splits == 1:
-        return reading
-    return reading + _JOIN_US + 2 * 4 * num_tokens * num_heads * splits * LATENT_DIM / _PARTS_BYTES_A_US
+
+    def cost(tiles: HopperSparseDecodeTiles) -> tuple[float, int, int]:
+        time_us = estimate_us(tiles, num_tokens, num_heads, topk, packed=packed)
+        return time_us, tiles.num_splits, -tiles.block_h
+
+    return min(candidates, key=cost)
+
+
+def pays(num_tokens: int, num_heads: int, topk: int, *, packed: bool = False) -> bool:
+    """Whether this form ends first, each with the tiles that it would choose.
+
+    Of a bf16 cache the one for prefill does once a token and 64 heads take more than half the multiprocessors.
+    """
+    if num_heads <= 32:
+        return True
+    if not packed:
+        return 2 * num_tokens * -(-num_heads // 64) <= NUM_SMS
+    few, many = (
+        choose(num_tokens, num_heads, topk, packed=True),
+        prefill.choose(num_tokens, num_heads, topk, packed=True),
+    )
+    few_us = estimate_us(few, num_tokens, num_heads, topk, packed=True)
+    return few_us <= prefill.packed_us(many, num_tokens, num_heads, topk)
+
+
+def estimate_us(
+    tiles: HopperSparseDecodeTiles, num_tokens: int, num_heads: int, topk: int, *, packed: bool = False
+) -> float:
+    """Microseconds on an H100, the joining launch included, from measured times of the parts; good to about a tenth."""
+    programs = num_tokens * -(-num_heads // tiles.block_h) * tiles.num_splits
+    blocks = -(-topk // (KEYS * tiles.num_splits))
+    block_us = (_PACKED_BLOCK_US if packed else _BLOCK_US)[tiles.block_h]
+    row_bytes = _PACKED_ROW_BYTES if packed else 2 * (LATENT_DIM + ROPE_DIM)
+    reading = max(-(-programs // NUM_SMS) * blocks * block_us, num_tokens * topk * row_bytes / _READ_BYTES_A_US)
+    return reading + joined_us(num_tokens * num_heads * tiles.num_splits * LATENT_DIM if tiles.num_splits > 1 else 0)
 
 
 def problem(tiles: HopperSparseDecodeTiles, dims: Dims) -> str | None:
@@ -92,6 +109,6 @@ def accumulator(tiles: HopperSparseDecodeTiles, dims: Dims) -> int:
 
 
 def shared_bytes(tiles: HopperSparseDecodeTiles, dims: Dims) -> int:
-    """Queries, two blocks of rows, one of probabilities, and 2 KiB for barriers and what Triton adds."""
+    """Queries, two blocks of rows, one of probabilities, and 3 KiB for scales, barriers and what Triton adds."""
     row = 2 * (dims.kv_lora_rank + dims.qk_rope_head_dim)
-    return (tiles.block_h + 2 * KEYS) * row + 2 * KEYS * tiles.block_h + 2048
+    return (tiles.block_h + 2 * KEYS) * row + 2 * KEYS * tiles.block_h + 3072

@@ -9,6 +9,7 @@ from typing import Any
 from mlaprof.analysis.cells import Summary
 from mlaprof.analysis.stored import stored_study
 from mlaprof.errors import MachineError
+from mlaprof.kernels.tiles import label
 from mlaprof.records import Environment, Manifest
 from mlaprof.study import BatchSpec, BudgetSpec, CaptureSpec, LayerOptions, MeasureSpec
 
@@ -105,7 +106,18 @@ def _facts(manifest: Manifest) -> dict[str, str]:
         **_environment_facts(manifest.environment),
         "mlaprof": manifest.mlaprof_version,
         **_study_facts(manifest.study_yaml),
+        "tuned tiles": _tuned(manifest),
     }
+
+
+def _tuned(manifest: Manifest) -> str:
+    """The tiles that libraries served; which libraries were asked says less."""
+    served = {
+        f"{use.form} {label(use.form, use.values)} at t{use.num_tokens} {use.way}"
+        for use in manifest.tuned
+        if use.values is not None
+    }
+    return ", ".join(sorted(served)) or "none"
 
 
 def _environment_facts(environment: Environment) -> dict[str, str]:
@@ -138,7 +150,7 @@ def _study_facts(study_yaml: str) -> dict[str, str]:
     study = stored_study(study_yaml)
     if study is None:
         return {"study": study_yaml}
-    parts = {part: value for part, value in study.items() if part not in ("name", "sweep", "tiles")}
+    parts = {part: value for part, value in study.items() if part not in ("name", "sweep", "tiles", "tuned")}
     every = [*DEFAULTS.items(), *parts.items()]
     return {name: value for part, inner in every for name, value in _leaves(str(part), inner)}
 

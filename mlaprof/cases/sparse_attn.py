@@ -32,7 +32,6 @@ from mlaprof.kernels.work import Work
 from mlaprof.kernels.work.sparse_attn import FP8_ROW_BYTES
 from mlaprof.kernels.work.sparse_attn import sparse_attn as work_of
 from mlaprof.peers import Prepared
-from mlaprof.peers.package import need
 
 WIDTH = KV_LORA_RANK + ROPE_DIM
 SCALE_END = KV_LORA_RANK + 4 * (KV_LORA_RANK // GROUP)  # of a packed row: codes, scales, then rope as bf16
@@ -79,7 +78,6 @@ class SparseAttn:
         """Hopper has a form for few tokens and one for many; between those the launcher chooses."""
         num_tokens, num_heads = self.q.shape[:2]
         topk, is_fp8 = self.indices.shape[1], self.cache.dtype == torch.uint8
-        need(provider != "hopper" or not is_fp8, "the hopper forms of sparse_attn read a bf16 cache", "ask for triton")
         if provider == "hopper" and tiles is None:
             need_device(provider, self.q.device)
             chosen = None

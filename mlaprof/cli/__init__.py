@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
-from mlaprof.cli import kernels, measure, read, surroundings  # noqa: F401  each adds its commands to the app
+from mlaprof.cli import kernels, measure, read, surroundings, tune, tuned  # noqa: F401  each adds its commands to the app
 from mlaprof.cli.door import INTERRUPTED, app, err
 from mlaprof.errors import MlaprofError
 from mlaprof.report.lines import print_error

@@ -45,6 +45,7 @@ from mlaprof.report.partition import partitions_json, print_partitions
 from mlaprof.report.progress import progress
 from mlaprof.study import Preset, Study
 from mlaprof.sweep import sweep as run_sweep
+from mlaprof.tuning.serve import rules_line
 
 
 @app.command()
@@ -92,6 +93,8 @@ def sweep(
         return
     if plan.jobs and not shared_gpu:
         require_gpu_alone(manifest.device)
+    for line in rules_line(manifest.tuned):
+        print_line(line, err)
     writer = opening.writer()
     listing.print_warnings(checks.warnings(manifest.environment, manifest.device), err)
     measure(plan, writer)

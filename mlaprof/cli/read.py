@@ -25,6 +25,8 @@ from mlaprof.report import export
 from mlaprof.report.comparison import comparison_json, print_comparison
 from mlaprof.report.console import print_summary
 from mlaprof.report.kernels import kernels_csv, kernels_json, kernels_markdown, print_kernels
+from mlaprof.report.tuning import evaluations_csv, print_tuning, tuning_json, tuning_markdown
+from mlaprof.tuning.summary import summarize_tuning
 
 RunOrWay = Annotated[str, typer.Argument(help="A run as for show, or one way of it: RUN:MODE[@BOUNDARY].")]
 
@@ -47,6 +49,9 @@ def show(
     if found.is_of_kernels:
         _show_kernels(found, format)
         return
+    if found.is_of_tuning:
+        _show_tuning(found, format)
+        return
     summary = summarize(found)
     if format is Format.table:
         print_summary(summary, out)
@@ -64,6 +69,19 @@ def _show_kernels(run: Run, format: Format) -> None:
         Format.md: lambda: kernels_markdown(summary, run.manifest),
         Format.csv: lambda: kernels_csv(summary),
         Format.json: lambda: kernels_json(summary, run.manifest),
+    }
+    out.out(text[format]().rstrip("\n"), highlight=False)
+
+
+def _show_tuning(run: Run, format: Format) -> None:
+    summaries = summarize_tuning(run)
+    if format is Format.table:
+        print_tuning(summaries, run.manifest, out)
+        return
+    text = {
+        Format.md: lambda: tuning_markdown(summaries, run.manifest),
+        Format.csv: lambda: evaluations_csv(run.kernels),
+        Format.json: lambda: tuning_json(summaries, run.manifest),
     }
     out.out(text[format]().rstrip("\n"), highlight=False)
 

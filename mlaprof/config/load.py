@@ -21,6 +21,7 @@
     batch: {num_generations: 4, ...}                   # BatchSpec
     capture: {sizes: {pow2: [1, 8192]}, hold: weak, ...}  # CaptureSpec; sizes as an axis, or null for the sweep's
     budget: {syncs: 0, ...}                            # BudgetSpec
+    tuned: auto                   # library of tuned tiles: auto (yours, then the shipped one), off, or a folder
     measure: {cache: cold, ...}                        # MeasureSpec
 
 A relative path means relative to the file, or to the working directory when an option gave it.
@@ -83,6 +84,7 @@ class _StudyFile(Part):
     batch: BatchSpec = BatchSpec()
     capture: CaptureSpec = CaptureSpec()
     budget: BudgetSpec = BudgetSpec()
+    tuned: str | bool = "auto"
     measure: MeasureSpec = MeasureSpec()
     faults: tuple[FaultSpec, ...] = ()
 
@@ -146,6 +148,7 @@ def resolved_yaml(study: Study) -> str:
             "batch": study.batch.model_dump(),
             "capture": study.capture.model_dump(mode="json"),
             "budget": study.budget.model_dump(),
+            "tuned": study.tuned,
             "measure": study.measure.model_dump(),
             **({"faults": [each.model_dump() for each in study.faults]} if study.faults else {}),
         }
@@ -226,6 +229,7 @@ def _study(draft: Draft, folder: Path) -> Study:
         batch=file.batch,
         capture=file.capture,
         budget=file.budget,
+        tuned=_library(draft, file.tuned, folder),
         measure=file.measure,
         faults=file.faults,
     )
@@ -234,6 +238,13 @@ def _study(draft: Draft, folder: Path) -> Study:
 def _drills_allowed() -> bool:
     """In a checkout, by whoever asks for it; a wheel has no mlaprof.drill to do it with."""
     return os.environ.get(DRILL_VARIABLE) == "1" and find_spec("mlaprof.drill") is not None
+
+
+def _library(draft: Draft, written: str | bool, folder: Path) -> str:
+    """`auto`, `off` (which YAML 1.1 reads as false) or the path of a folder, relative to the file."""
+    if isinstance(written, bool):
+        return "auto" if written else "off"
+    return written if written in ("auto", "off") else str(located(draft, ("tuned",), written, folder))
 
 
 def _expanded(draft: Draft, block: str, written: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:

@@ -159,7 +159,9 @@ class MLA(nn.Module):
             slots = metadata.latent_slots(rows), *metadata.index_slots(rows)
             self._write_caches(compressed_kv, k_pe, position_ids, k_fp8, k_scale, *slots)
         if self.boundary == "logits":
-            topk = self.indexer.select_fresh(context.metadata, q_fp8, k_fp8, k_scale, weights, tiles=self.tiles)
+            topk = self.indexer.select_fresh(
+                context.metadata, q_fp8, k_fp8, k_scale, weights, tiles=self.tiles.at(rows)
+            )
             return [*parts, topk]
         return [*parts, q_fp8, k_fp8, k_scale, weights]
 
@@ -242,7 +244,7 @@ class MLA(nn.Module):
             k_scale,
             weights,
             index_k_cache=self.caches.index_k[self.layer_number],
-            tiles=self.tiles,
+            tiles=self.tiles.at(metadata.num_tokens),
         )
 
     def forward_impl(
@@ -349,7 +351,7 @@ class MLA(nn.Module):
             shape=self.shape,
             k_b_proj_trans=self.k_b_proj_trans,
             v_b_proj=self.v_b_proj,
-            tiles=self.tiles,
+            tiles=self.tiles.at(metadata.num_tokens),
             out=output,
         )
 

@@ -17,7 +17,7 @@ from mlaprof.layer.metadata import AttnMetadata
 from mlaprof.layer.mla import Form
 from mlaprof.layer.ops import ATTN, MONOLITH, PROJ
 from mlaprof.layer.stack import Stack
-from mlaprof.layer.tiling import layer_tiles
+from mlaprof.layer.tiling import LayerTiles, tuned_tiles
 from mlaprof.records import Job, Point
 from mlaprof.study import Hold, Mode, kernel_dims
 
@@ -34,6 +34,7 @@ class Arm:
     graphs: GraphMaker | None  # None in eager modes
     context: ForwardContext
     hold: Hold
+    tiles: LayerTiles
     tried: set[int] = field(default_factory=set)  # buckets whose capture was begun, shared by all token counts
 
     def at(self, point: Point) -> Arm:
@@ -46,7 +47,8 @@ def build_arm(job: Job, point: Point, stack: Stack, buffers: InputBuffers, metad
     mode, capture = point.mode, job.capture
     chosen = {choice.kernel: choice.values for choice in point.tiles}
     form = _form(mode, is_dsa=job.layer.shape.is_dsa)
-    tiles = layer_tiles(kernel_dims(job.layer.shape), chosen)
+    tuned = [(use.num_tokens, use.form, use.values) for use in job.tuned if use.way == point.way and use.values]
+    tiles = tuned_tiles(kernel_dims(job.layer.shape), chosen, tuned)
     variant = stack.variant(form=form, tiles=tiles, boundary=point.boundary)
     eager = mode.endswith("_eager")
     graphs = None if eager else _graph_maker(job)
@@ -63,7 +65,7 @@ def build_arm(job: Job, point: Point, stack: Stack, buffers: InputBuffers, metad
     else:
         runner = PiecewiseRunner(variant, buffers, graphs, excluded, hold=capture.hold, variant=piece_key)
     context = ForwardContext(variant.attention, metadata, compiled=not eager, multi_stream=capture.multi_stream)
-    return Arm(point, variant, runner, graphs, context, capture.hold)
+    return Arm(point, variant, runner, graphs, context, capture.hold, tiles)
 
 
 def _form(mode: Mode, *, is_dsa: bool) -> Form:

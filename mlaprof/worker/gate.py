@@ -173,7 +173,9 @@ class Gate:
         dense = arm.context.compiled and rig.job.layer.options.short_seq_mha_threshold > 0
         # With padding Op 1 works on more rows than Op 2, so that bits depend on where the boundary lies.
         boundary = arm.point.boundary if rows != num_tokens else None
-        key = (arm.point.tiles_label, dense, boundary, rows, rig.loaded)
+        # Op 1 takes the tiles of all rows, Op 2 those of the real ones.
+        tiles = tuple(str(arm.tiles.at(size)) for size in {rows, num_tokens})
+        key = (arm.point.tiles_label, tiles, dense, boundary, rows, rig.loaded)
         rig.poison_caches()  # captures and replays have left the right rows there
         if key in self._proven:
             step = _Step(arm.stack(hidden, positions)[:num_tokens].clone(), rig.cache_rows())

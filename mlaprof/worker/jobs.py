@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from mlaprof.records import AnyJob, Event, Job, KernelJob, Kind
+from mlaprof.records import AnyJob, Event, Job, KernelJob, Kind, SearchJob
 from mlaprof.worker.compiling import compile_job
 from mlaprof.worker.counting import counts_job
 from mlaprof.worker.dispatching import dispatch_job
@@ -16,6 +16,7 @@ from mlaprof.worker.mark import Mark
 from mlaprof.worker.memory import memory_job
 from mlaprof.worker.noise import noise_job
 from mlaprof.worker.rig import Rig, cells
+from mlaprof.worker.searching import search_job
 from mlaprof.worker.timing import timing_job
 
 WITHOUT_A_LAYER: dict[Kind, Callable[[Job], Iterator[Event]]] = {"compile": compile_job, "dispatch": dispatch_job}
@@ -38,6 +39,9 @@ def run_job(job: AnyJob, mark: Mark | None = None) -> Iterator[Event]:
     mark = mark or Mark()
     if isinstance(job, KernelJob):
         yield from kernel_job(job, mark)
+        return
+    if isinstance(job, SearchJob):
+        yield from search_job(job)
         return
     if job.kind in WITHOUT_A_LAYER:
         yield from WITHOUT_A_LAYER[job.kind](job)

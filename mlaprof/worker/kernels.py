@@ -11,11 +11,11 @@ from time import perf_counter
 import torch
 
 from mlaprof.cases import CASES, Case, Unavailable, poisoned, version
-from mlaprof.facts import Check, Timing
+from mlaprof.facts import Check, KernelResources, SearchFacts, Timing
 from mlaprof.machine.nvml import Nvml, Reading
 from mlaprof.measure.clock import Clock
 from mlaprof.measure.rounds import Rounds
-from mlaprof.records import Event, KernelJob, KernelMeasurement, KernelPoint, Outcome, Stage, Started
+from mlaprof.records import Event, KernelJob, KernelMeasurement, KernelPoint, Outcome, SearchJob, Stage, Started
 from mlaprof.worker.events import failed, recover, wrong
 from mlaprof.worker.health import Watch
 from mlaprof.worker.mark import Mark
@@ -26,11 +26,18 @@ SLOW = 5.0  # times the fastest of the cell
 
 
 @dataclass(frozen=True)
-class _Proven:
+class Proven:
+    """A Point's call and what the oracle says of it."""
+
     point: KernelPoint
     step: Step
     checks: tuple[Check, ...]
     first_call_s: float
+
+    @property
+    def wrong(self) -> list[Check]:
+        """What the oracle holds against it; empty where it is right."""
+        return [check for check in self.checks if not check.passed]
 
 
 def kernel_job(job: KernelJob, mark: Mark | None = None) -> Iterator[Event]:
@@ -49,22 +56,22 @@ def _cell(job: KernelJob, points: list[KernelPoint], clock: Clock, watch: Watch,
     except Exception as error:
         yield from _lost(job, points, "build", error)
         return
-    ready: list[_Proven] = []
+    ready: list[Proven] = []
     for point in points:
         yield Started(kind=job.kind, key=point.key, stage="verify")
         try:
-            proven = _prove(job, case, point, clock)
+            proven = prove(job, case, point, clock)
         except Unavailable as error:
-            yield _measurement(job, case, point, Outcome(status="skipped", stage="verify", reason=str(error)))
+            yield kernel_measurement(job, case, point, Outcome(status="skipped", stage="verify", reason=str(error)))
             continue
         except Exception as error:
             yield from _lost(job, [point], "verify", error)
             continue
-        if failed_checks := [check for check in proven.checks if not check.passed]:
-            yield _measurement(job, case, point, wrong(failed_checks), checks=proven.checks)
+        if proven.wrong:
+            yield kernel_measurement(job, case, point, wrong(proven.wrong), checks=proven.checks)
             continue
         ready.append(proven)
-    groups: list[list[_Proven]] = []
+    groups: list[list[Proven]] = []
     while ready and not groups:
         try:
             groups = _by_pace(ready, clock, mark)
@@ -88,10 +95,10 @@ def _cell(job: KernelJob, points: list[KernelPoint], clock: Clock, watch: Watch,
             continue
         for each in together:
             timing = _timing(job, clock, rounds, each, others)
-            yield _measurement(job, case, each.point, Outcome(status="ok"), checks=each.checks, timing=timing)
+            yield kernel_measurement(job, case, each.point, Outcome(status="ok"), checks=each.checks, timing=timing)
 
 
-def _by_pace(ready: list[_Proven], clock: Clock, mark: Mark) -> list[list[_Proven]]:
+def _by_pace(ready: list[Proven], clock: Clock, mark: Mark) -> list[list[Proven]]:
     """Those to be sampled in the same rounds: a chain of plain operations, a hundred times slower than a kernel, would
     take the time that the other rounds of the cell need."""
     paces = []
@@ -104,7 +111,7 @@ def _by_pace(ready: list[_Proven], clock: Clock, mark: Mark) -> list[list[_Prove
     return [fast, slow] if slow else [fast]
 
 
-def _prove(job: KernelJob, case: Case, point: KernelPoint, clock: Clock) -> _Proven:
+def prove(job: KernelJob | SearchJob, case: Case, point: KernelPoint, clock: Clock) -> Proven:
     """The Point's call, run once and compared with the oracle; a graph is what is run and compared."""
     begin_s = perf_counter()
     with poisoned():
@@ -121,31 +128,34 @@ def _prove(job: KernelJob, case: Case, point: KernelPoint, clock: Clock) -> _Pro
             result = call()
         graph.replay()
         step = graph.replay
-    return _Proven(point, step, tuple(case.check(result)), first_call_s)
+    return Proven(point, step, tuple(case.check(result)), first_call_s)
 
 
-def _timing(job: KernelJob, clock: Clock, rounds: Rounds[Reading], done: _Proven, others: int) -> Timing:
+def _timing(job: KernelJob, clock: Clock, rounds: Rounds[Reading], done: Proven, others: int) -> Timing:
     return timing_of(job, clock, rounds, done.point.key, first_call_s=done.first_call_s, other_processes=others)
 
 
 def _lost(job: KernelJob, points: list[KernelPoint], stage: Stage, error: Exception) -> Iterator[KernelMeasurement]:
     """The failure of every Point that error took; then what is left is freed. Raises ContextLost as events.recover."""
     for point in points:
-        yield _measurement(job, None, point, failed(stage, error))
+        yield kernel_measurement(job, None, point, failed(stage, error))
     recover(job, error)
 
 
-def _measurement(
-    job: KernelJob,
+def kernel_measurement(
+    job: KernelJob | SearchJob,
     case: Case | None,
     point: KernelPoint,
     outcome: Outcome,
     *,
     checks: tuple[Check, ...] = (),
     timing: Timing | None = None,
+    resources: KernelResources | None = None,
+    search: SearchFacts | None = None,
 ) -> KernelMeasurement:
     return KernelMeasurement(
         point=point,
+        kind=job.kind,
         process=job.process,
         outcome=outcome,
         emulated=job.device == "cpu",
@@ -156,4 +166,6 @@ def _measurement(
         version=version(point.provider),
         timing=timing,
         checks=checks,
+        resources=resources,
+        search=search,
     )

@@ -29,7 +29,7 @@ from mlaprof.plan import expand
 from mlaprof.shapes import PRESETS
 from mlaprof.study import DEFAULT_MODES, MODES, Axes, BudgetSpec, CaptureSpec, MeasureSpec, Preset, Study
 
-OF_KERNELS = ("kernels",)  # the others are of the layer
+OF_KERNELS = ("kernels", "tune-v3.2", "exhaust-v3.2")
 CONFIGS = sorted(path for path in (Path(__file__).parents[2] / "configs").glob("*.yaml") if path.stem not in OF_KERNELS)
 QUICKSTART = next(path for path in CONFIGS if path.stem == "quickstart")
 

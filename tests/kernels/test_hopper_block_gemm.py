@@ -44,14 +44,14 @@ def test_sums_read_both_register_banks(tmp_path):
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/nvdisasm"
     if not tool.exists():
         pytest.skip("this Triton brings no nvdisasm")
-    for block_m, stages in ((256, 4), (128, 5)):
-        cubin = tmp_path / "wide.cubin"
-        tiles = HopperBlockGemmTiles(1, block_m, 128, 1, 1, stages)
+    for block_m, block_n, stages in ((256, 128, 4), (128, 128, 5), (256, 64, 5), (128, 192, 4)):
+        cubin = tmp_path / "sums.cubin"
+        tiles = HopperBlockGemmTiles(1, block_m, block_n, 1, 1, stages)
         cubin.write_bytes(compile_kernel("block_gemm@hopper", tiles, DIMS).asm["cubin"])
         listing = subprocess.run([tool, "-c", cubin], capture_output=True, text=True, check=True).stdout
         sums = re.findall(r"FFMA (R\d+), R(\d+)(?:\.reuse)?, R\d+(?:\.reuse)?, (R(\d+))", listing)
         same = [1 for result, part, total, number in sums if result == total and int(part) % 2 == int(number) % 2]
-        assert len(sums) >= block_m and not same
+        assert len(sums) >= block_m * block_n // 256 and not same
 
 
 @pytest.mark.parametrize("m", [1, 2, 9, 33, 65, 100, 129, 512, 8192], ids="m{}".format)
@@ -69,10 +69,11 @@ def test_every_choice_is_legal(m):
     "tiles,complaint",
     [
         (HopperBlockGemmTiles(1, 128, 128, 2, 1, 3), "specialised: one group of k at a time and no splits"),
-        (HopperBlockGemmTiles(1, 64, 128, 1, 1, 3), "block_m: two warpgroups take 128 or 256 tokens"),
+        (HopperBlockGemmTiles(1, 64, 128, 1, 1, 3), "block_m: two warpgroups take 128 tokens times 128 or 192 rows"),
+        (HopperBlockGemmTiles(0, 64, 192, 1, 1, 3), "block_n: only specialised kernels take 192 rows"),
         (HopperBlockGemmTiles(0, 256, 128, 1, 1, 2), "block_m: 256 tokens leave no registers"),
     ],
-    ids=["depth", "tokens", "registers"],
+    ids=["depth", "tokens", "columns", "registers"],
 )
 def test_fields_that_do_not_go_together(tiles, complaint):
     """The complaint names the field and ends in a remedy."""
@@ -110,6 +111,8 @@ def test_default_tiles_on_the_gpu(m, n, k):
     [
         HopperBlockGemmTiles(1, 256, 128, 1, 1, 4),
         HopperBlockGemmTiles(1, 128, 128, 1, 1, 3),
+        HopperBlockGemmTiles(1, 256, 64, 1, 1, 5),
+        HopperBlockGemmTiles(1, 128, 192, 1, 1, 4),
         HopperBlockGemmTiles(0, 8, 64, 2, 5, 3),
         HopperBlockGemmTiles(0, 64, 128, 1, 1, 4),
         HopperBlockGemmTiles(0, 256, 64, 1, 3, 4),
@@ -120,7 +123,7 @@ def test_every_form_on_the_gpu(tiles):
     """Tiles change the time, not the value."""
     from mlaprof.kernels.block_gemm import block_gemm
 
-    for m, n, k in ((300, 2112, 1664), (5, 7168, 384)):
+    for m, n, k in ((300, 2112, 1664), (5, 7168, 384), (130, 272, 256), (200, 16, 128)):
         operands = random_operands(m, n, k)
         out = torch.full((m, n), torch.nan, dtype=torch.bfloat16, device="cuda")
         block_gemm(*operands, tiles, out=out)

@@ -14,6 +14,7 @@ from torch import Tensor
 from mlaprof.kernels import reference
 from mlaprof.kernels.reference import TOLERANCE, mismatch
 from mlaprof.kernels.tiles import SparseAttnTiles
+from tests.kernels.packed import pack_fp8
 
 SCALE = 0.135
 TILES = SparseAttnTiles(block_h=16, block_n=32, num_warps=4, num_stages=2)
@@ -53,16 +54,6 @@ def make_case(
         indices=torch.randint(0, num_rows, (num_tokens, topk), generator=g, dtype=torch.int32),
         out=torch.full((num_tokens, num_heads, d_latent), float("nan"), dtype=torch.bfloat16),
     )
-
-
-def pack_fp8(cache: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows of 656 bytes, and what they stand for in bf16. Scales are any floats, not powers of two."""
-    latent = cache[:, :512].float().unflatten(1, (4, 128))
-    scales = latent.abs().amax(-1, keepdim=True).clamp(min=1e-4) / 448
-    codes = (latent / scales).to(torch.float8_e4m3fn)
-    parts = (codes.flatten(1), scales.flatten(1), cache[:, 512:].contiguous())
-    packed = torch.cat([part.view(torch.uint8) for part in parts], 1)
-    return packed, torch.cat([(codes.float() * scales).flatten(1).bfloat16(), cache[:, 512:]], 1)
 
 
 def check(launch: Any, case: Case, tiles: SparseAttnTiles | None = TILES) -> None:
