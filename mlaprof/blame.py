@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from mlaprof.faults import ENDS_THE_WORKER, Fault
-from mlaprof.records import AnyJob, AnyMeasurement, Job, KernelPoint, Outcome, Point, Stage, Started
+from mlaprof.records import AnyMeasurement, Job, KernelPoint, Outcome, PlannedJob, Point, Stage, Started
 
 OFFENCES = 2  # after so many faults that ended a worker, whatever the job, a key is left alone
 # Nobody can tell the kernel's out-of-memory killer from another sender of SIGKILL.
@@ -34,7 +34,7 @@ class Blame:
     stage: Stage = "worker"
 
 
-def blamed(job: AnyJob, pending: Pending, end: End, *, idle: bool, built: bool) -> Blame:
+def blamed(job: PlannedJob, pending: Pending, end: End, *, idle: bool, built: bool) -> Blame:
     """Whom of pending the end of a worker is laid on; the others are for a fresh worker.
 
     idle    this worker and the one before it came to nothing: the next would do as little

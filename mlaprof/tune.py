@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from mlaprof.facts import SearchFacts
+from mlaprof.faults import Fault, fault_of_end
 from mlaprof.machine.child import ending
 from mlaprof.records import (
     Device,
@@ -136,6 +137,7 @@ class _End:
     finished: bool
     started: Started | None
     reason: str
+    fault: Fault = ""
 
 
 def _run_worker(
@@ -145,23 +147,25 @@ def _run_worker(
     try:
         worker = spawn(job)
     except OSError as error:
-        return _End(False, None, f"the worker could not start: {error}")
+        return _End(False, None, f"the worker could not start: {error}", "not_started")
+    fault: Fault
     try:
         while True:
+            limit_s = job.measure.limit_s(started.stage if started else "worker")
             try:
-                line = worker.next_line(job.measure.point_timeout_s)
+                line = worker.next_line(limit_s)
                 event = None if line is None else decode_event(line)
             except TimeoutError:
-                cause = f"no sign of life for {job.measure.point_timeout_s:g} s, so the worker was killed"
+                fault, cause = "timeout", f"no sign of life for {limit_s:g} s, so the worker was killed"
                 break
             except ValueError as error:
-                cause = f"the worker wrote what is no record: {' '.join(str(error).split())[:200]}"
+                fault, cause = "rubbish", f"the worker wrote what is no record: {' '.join(str(error).split())[:200]}"
                 break
             if event is None:
                 ended = worker.wait(EXIT_GRACE_S)
                 if ended == ending(0):
                     return _End(True, started, "")
-                cause = f"the worker ended too early: {ended}"
+                fault, cause = fault_of_end(ended, worker.tail), f"the worker ended too early: {ended}"
                 break
             if isinstance(event, Started):
                 started = event
@@ -171,7 +175,7 @@ def _run_worker(
             yield event
     finally:
         worker.kill()
-    return _End(False, started, "\n".join(part for part in (cause, worker.tail) if part))
+    return _End(False, started, "\n".join(part for part in (cause, worker.tail) if part), fault)
 
 
 def _lost(job: SearchJob, search: Search, end: _End, *, number: int, at_s: float) -> KernelMeasurement | None:
@@ -184,7 +188,7 @@ def _lost(job: SearchJob, search: Search, end: _End, *, number: int, at_s: float
             return KernelMeasurement(
                 point=point,
                 kind="search",
-                outcome=Outcome(status="failed", stage=end.started.stage, reason=end.reason),
+                outcome=Outcome(status="failed", stage=end.started.stage, reason=end.reason, fault=end.fault),
                 emulated=job.device == "cpu",
                 recorded_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
                 search=SearchFacts(number=number, origin="unknown", at_s=at_s),
