@@ -53,7 +53,7 @@ class Place:
             encoding="utf-8",
         )
 
-    def run(self, *arguments: object, program: tuple[str, ...] = ("-m", "mlaprof"), limit_s: float = 280.0) -> Ended:
+    def run(self, *arguments: object, program: tuple[str, ...] = ("-m", "mlaprof"), limit_s: float = 580.0) -> Ended:
         process = self.start(*arguments, program=program)
         out, err = process.communicate(timeout=limit_s)
         return Ended(process.returncode, out, err)

@@ -235,10 +235,19 @@ def test_a_kernel_study(tmp_path: Path, seed: int) -> None:
 
 
 def stored(fake_runs: Any, path: Path) -> None:
-    """A run with every kind of measurement, one of each outcome."""
-    run = fake_runs.make_run(fake_runs.complete(fake_runs.h100()), device="cuda", gpus=(fake_runs.H100,))
+    """A run of a few cells: timings, counts, memory and compile facts, one of each outcome."""
+    every = fake_runs.complete(fake_runs.h100())
+    at = every[0].point
+    tiled = at.model_copy(update={"tiles": (fake_runs.tile(block_n=32),)})
+    chosen = [
+        *[each for each in every if each.kind == "timing"][:6],
+        *[each for each in every if each.kind == "counts"][:3],
+        fake_runs.with_ledger(fake_runs.memory(at, 12.0), fake_runs.ledger()),
+        fake_runs.compiled(tiled),
+    ]
+    run = fake_runs.make_run(chosen, device="cuda", gpus=(fake_runs.H100,))
     manifest = run.manifest.model_copy(update={"schema_version": store.SCHEMA_VERSION})
-    first, second, third, *rest = run.measurements
+    first, second, third, *rest = chosen
     broken = Outcome(status="failed", stage="capture", reason="words\nand words", fault="timeout")
     wrong = Outcome(status="incorrect", stage="verify", reason="far off", fault="not_finite")
     checks = (Check(name="row", value=float("nan"), limit=0.0),)
@@ -247,7 +256,7 @@ def stored(fake_runs: Any, path: Path) -> None:
             first,
             second.model_copy(update={"outcome": broken, "timing": None}),
             third.model_copy(update={"outcome": wrong, "timing": None, "checks": checks}),
-            *rest[:40],
+            *rest,
         ):
             writer.append(each)
 
