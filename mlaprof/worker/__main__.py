@@ -17,6 +17,7 @@ def main() -> None:
     parser.add_argument("--mark", type=int, help="descriptor of a file to write the key of the Point at work to")
     options = parser.parse_args()
     # Imported only now: torch takes seconds, and the parent may be gone by then.
+    from mlaprof.kernels.stable_keys import make_keys_stable
     from mlaprof.records import Job, Started
     from mlaprof.wire import decode_job, encode
     from mlaprof.worker.events import ContextLost
@@ -24,6 +25,7 @@ def main() -> None:
     from mlaprof.worker.mark import Mark
 
     job = decode_job(sys.stdin.buffer.read())
+    make_keys_stable()
     mark = Mark(options.mark)
     with os.fdopen(options.fd, "w", encoding="utf-8", buffering=1) as lines:
         events = run_job(job, mark)

@@ -153,7 +153,9 @@ def _serve(pipe: Connection) -> None:
     """The child: answer each list of launches with (Built or None, reason, seconds)."""
     die_with_parent()
     from mlaprof.kernels.launches import build
+    from mlaprof.kernels.stable_keys import make_keys_stable
 
+    make_keys_stable()
     pipe.send(None)  # ready
     while True:
         try:

@@ -32,7 +32,8 @@ measure: {processes: 1, min_samples: 6, max_samples: 10, cell_time_s: 2.0, memor
 
 
 def mlaprof(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "TRITON_CACHE_DIR": str(folder / "triton")}
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    environment = os.environ | {"PYTHONPATH": path, "TRITON_CACHE_DIR": str(folder / "triton")}
     return subprocess.run(
         [sys.executable, "-m", "mlaprof", *arguments],
         cwd=folder, env=environment, capture_output=True, text=True, timeout=280, check=False,
