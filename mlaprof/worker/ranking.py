@@ -14,10 +14,11 @@ from mlaprof.kernels.launches import Built
 from mlaprof.machine.nvml import Reading
 from mlaprof.measure.clock import Clock
 from mlaprof.measure.rounds import ArmSamples, Limits, Rounds, sample_rounds
-from mlaprof.records import Event, Outcome, SearchJob
+from mlaprof.records import Event, KernelPoint, Outcome, SearchJob
 from mlaprof.study import TileChoice
+from mlaprof.worker.events import recover
 from mlaprof.worker.health import Watch
-from mlaprof.worker.kernels import Proven, kernel_measurement
+from mlaprof.worker.kernels import Proven, kernel_measurement, prove
 from mlaprof.worker.timing import ORDERS_APART, timing_of
 
 FIRST_SAMPLES = 5
@@ -25,6 +26,19 @@ SLOW = 2.0  # times the fastest so far: one sample says enough (Helion #1392)
 AGAIN_LIMITS = Limits(min_samples=8, max_samples=40, ci_half_width=0.005, time_s=3.0, warmup_s=0.1)
 MAX_STACK_BYTES = 512  # a thread, a proposal: a few spilled registers may be the fastest, so much never
 OFFLINE_TARGET = 90  # compute capability that is compiled for where there is no GPU: Hopper
+
+
+def warm_up(job: SearchJob, case: Case, point: KernelPoint, clock: Clock) -> None:
+    """Prove a configuration and forget it, while the compilers start.
+
+    The first check of a process takes seconds, of which nearly all go into loading the oracle's own kernels. What is
+    wrong with this one is said when its turn comes. Raises ContextLost as events.recover does.
+    """
+    try:
+        prove(job, case, point, clock)
+    except Exception as error:
+        error.__traceback__ = None
+        recover(job, error)
 
 
 def few_samples(clock: Clock, proven: Proven, *, fastest: float | None) -> Rounds[Reading]:

@@ -31,7 +31,16 @@ from mlaprof.worker.compilers import Compiled, Compilers
 from mlaprof.worker.events import failed, recover, wrong
 from mlaprof.worker.health import Watch
 from mlaprof.worker.kernels import Proven, kernel_measurement, prove
-from mlaprof.worker.ranking import few_samples, resources_of, rounds_again, runs_kernels, target_of, timed_row, too_much
+from mlaprof.worker.ranking import (
+    few_samples,
+    resources_of,
+    rounds_again,
+    runs_kernels,
+    target_of,
+    timed_row,
+    too_much,
+    warm_up,
+)
 from mlaprof.worker.timing import clock_of, watch_of
 
 AGAIN = 1.5  # within so many times of the fastest, a configuration is sampled once more at the end
@@ -93,6 +102,11 @@ class _Search:
             self.case = CASES[job.target.kernel](job.target.shape, seed=job.seed, device=torch.device(job.device))
 
     def run(self) -> Iterator[Event]:
+        yield from self._propose()
+        if self.case is not None and self.job.device == "cuda" and self.waiting:
+            point = next(iter(self.waiting.values())).point
+            yield Started(kind="search", key=point.key, stage="verify")
+            warm_up(self.job, self.case, point, self.clock)
         while True:
             yield from self._propose()
             if not self.waiting:
