@@ -10,12 +10,12 @@ import torch
 import triton
 import triton.language as tl
 
-NOWHERE = 1 << 40  # far from every allocation, and too large for Triton to take it for 32 bits
+NOWHERE = 64  # in the first page, which no process has; where a host's own pages serve a GPU, others may be there
 
 
 @triton.jit
 def store_kernel(address):  # type: ignore[no-untyped-def]
-    tl.store(address.to(tl.pointer_type(tl.int32)), 1)
+    tl.store(address.to(tl.int64).to(tl.pointer_type(tl.int32)), 1)
 
 
 @triton.jit
@@ -30,5 +30,5 @@ def launch(fault: str) -> None:
     """One launch, asynchronous; whoever waits for the device next meets what comes of it."""
     room = torch.zeros(4, dtype=torch.int32, device="cuda")
     kernel: Any = wait_kernel if fault == "endless_kernel" else store_kernel
-    argument = {"illegal_address": NOWHERE + 4, "misaligned_address": room.data_ptr() + 2}.get(fault, room)
+    argument = {"illegal_address": NOWHERE, "misaligned_address": room.data_ptr() + 2}.get(fault, room)
     kernel[(1,)](argument)

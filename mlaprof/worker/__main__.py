@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 
 from mlaprof.machine.parent import die_with_parent
@@ -12,6 +13,8 @@ from mlaprof.machine.parent import die_with_parent
 
 def main() -> None:
     die_with_parent()
+    # Ctrl-C is the parent's to answer. Python would make an exit code of it, and hide what ended the process.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     parser = argparse.ArgumentParser(prog="mlaprof.worker")
     parser.add_argument("--fd", type=int, required=True, help="descriptor to write records to")
     parser.add_argument("--mark", type=int, help="descriptor of a file to write the key of the Point at work to")
