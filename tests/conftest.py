@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -13,6 +14,12 @@ import pytest
 # Before any test imports torch; worker processes inherit it. Tests are small: more threads only disturb them.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MKL_NUM_THREADS", "1")
+
+# A shell starts what runs in its background with SIGINT ignored, nohup with SIGHUP, and programs inherit that: mlaprof
+# and its workers would then outlive the Ctrl-C and the faults that tests send them.
+for number in (signal.SIGINT, signal.SIGHUP):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, signal.default_int_handler if number is signal.SIGINT else signal.SIG_DFL)
 
 CHECKOUT = Path(__file__).parents[1]
 

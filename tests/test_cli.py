@@ -571,11 +571,11 @@ def test_a_sweep_killed_in_its_second_process_goes_on_there(checkout: Path, tmp_
 
 def test_an_interrupted_sweep_ends_with_130_and_can_go_on(checkout: Path, tmp_path: Path) -> None:
     """Ctrl-C in a real sweep: what is finished stays and is not measured twice, and nothing is left beside the file."""
-    slow = ("--set", "measure.warmup_s=2")
+    slow = ("--set", "measure.warmup_s=1")
     process = start(checkout, "sweep", "study.yaml", "--device", "cpu", *slow, "--out", "run.mlaprof", cwd=tmp_path)
     assert process.stderr is not None
     seen = ""
-    while "[2/4]" not in seen:  # the first cell is kept, the second warms up for two seconds
+    while "[2/4]" not in seen:  # the first cell is kept, the second warms up for a second
         line = process.stderr.readline()
         assert line, f"the sweep ended early: {seen}"
         seen += line

@@ -22,7 +22,7 @@ STUDY = """\
 name: few
 kernels:
   topk:
-    shapes: [{num_rows: 2, width: 200, k: 32}]
+    shapes: [{num_rows: 1, width: 200, k: 32}]
   rmsnorm:
     shapes: [{m: 4}]
 measure: {cache: warm, min_samples: 6, max_samples: 8, warmup_s: 0.0}
@@ -45,14 +45,14 @@ def emulated(tmp_path_factory):
     """One tuning in Triton's interpreter, end to end: its folder and what was said."""
     folder = tmp_path_factory.mktemp("tune")
     (folder / "few.yaml").write_text(STUDY)
-    arguments = ("tune", "few.yaml", "--device", "cpu", "--budget", "30s", "--max-evals", "4", "--out", "run.mlaprof")
+    arguments = ("tune", "few.yaml", "--device", "cpu", "--budget", "30s", "--max-evals", "2", "--out", "run.mlaprof")
     return folder, mlaprof(folder, *arguments, interpret=True)
 
 
 def test_a_tuning_ends_with_a_decision_a_library_and_a_run(emulated):
     folder, answer = emulated
     assert answer.returncode == 0, answer.stderr
-    assert "EMULATED topk/num_rows=2,width=200,k=32" in answer.stdout
+    assert "EMULATED topk/num_rows=1,width=200,k=32" in answer.stdout
     assert "keep-default: " in answer.stdout or "tuned: " in answer.stdout
     assert "best " in answer.stderr and " emulated by triton " in answer.stderr
     run = store.load(folder / "run.mlaprof")
@@ -90,7 +90,7 @@ def test_a_tuning_that_is_done_resumes_to_the_same_decision_at_once(emulated):
 
 def test_the_library_is_listed_exported_and_imported(emulated, tmp_path):
     folder, _ = emulated
-    assert "num_rows=2,width=200,k=32" in mlaprof(folder, "tuned", "list").stdout
+    assert "num_rows=1,width=200,k=32" in mlaprof(folder, "tuned", "list").stdout
     assert mlaprof(folder, "tuned", "export", str(tmp_path / "all.json")).returncode == 0
     assert mlaprof(folder, "tuned", "export", str(tmp_path / "all.json")).returncode == 2  # never overwritten
     assert mlaprof(folder, "tuned", "import", str(tmp_path / "all.json"), "--library", "other").returncode == 0
@@ -136,7 +136,7 @@ def invoked(folder: Path, *arguments: str):
         (["few.yaml", "--kernel", "topkk"], "topkk is not a kernel; did you mean topk"),
         (["few.yaml", "--kernel", "rmsnorm"], "rmsnorm takes no tiles"),
         (["few.yaml", "--kernel", "absorb"], "has no absorb to tune"),
-        (["few.yaml", "--tokens", "7"], "no target has such a size.*has 2"),
+        (["few.yaml", "--tokens", "7"], "no target has such a size.*has 1"),
         (["few.yaml", "--tokens", "a"], "are no sizes"),
         (["few.yaml", "--mode", "ful"], "ful is not a mode; did you mean full"),
         (["few.yaml", "--budget", "soon"], "'soon' is not a budget"),
@@ -166,6 +166,6 @@ def test_a_run_of_another_command_is_not_resumed(tmp_path, fake_runs):
 def test_a_dry_run_prints_the_spaces_and_writes_nothing(tmp_path):
     answer = invoked(tmp_path, "few.yaml", "--dry-run", "--device", "cpu", "--results", str(tmp_path / "r"))
     assert answer.exit_code == 0
-    assert "topk/num_rows=2,width=200,k=32: 3036 legal of 4704" in answer.stdout
+    assert "topk/num_rows=1,width=200,k=32: 3036 legal of 4704" in answer.stdout
     assert "1 search of at most 60 s; nothing was run" in answer.stdout
     assert not (tmp_path / "r").exists()

@@ -6,7 +6,6 @@ The command line, the sweep, the store and the child processes are the real ones
 from __future__ import annotations
 
 import resource
-import signal
 import sys
 from functools import partial
 from pathlib import Path
@@ -20,9 +19,6 @@ FAKE_WORKER = (sys.executable, "-S", "-E", str(Path(__file__).parents[1] / "fake
 
 
 def main() -> None:
-    # Tests that were started in the background, or under nohup, hand down signals that are ignored.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     mode, *arguments = sys.argv[1:]
     if arguments[0].startswith("--disk="):
         limit_bytes = int(arguments.pop(0).removeprefix("--disk="))

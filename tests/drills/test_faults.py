@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from mlaprof.drill.expected import Found, Struck, differences, outcomes, with_faults
+from mlaprof.records import Stage
 from mlaprof.study import DrilledFault
 
 pytestmark = [pytest.mark.drill, pytest.mark.timeout(590)]  # many workers, on a machine that may be shared
 
-LIMIT_S = 25  # of the stage that hangs; a tiny stage takes a twentieth of it on a busy machine
+LIMIT_S = 10  # of the stage that hangs; a tiny stage takes a twentieth of it on a busy machine
 MEASURE = (
     "measure: {{cache: warm, processes: 1, min_samples: 6, max_samples: 6, warmup_s: 0, memory: {memory}, "
     "counts: {memory}, twin: false, limits_s: {{{limits}}}}}"
@@ -33,14 +35,14 @@ def study(*lines: str, memory: bool = False, limits: str = "") -> str:
     return "\n".join(["name: drill", "preset: tiny", *lines, MEASURE.format(memory=str(memory).lower(), limits=limits)])
 
 
-def sweep(place, text: str, name: str) -> tuple[int, Found, str]:
-    """Exit code, outcomes and what `show` prints of a sweep of this study."""
+def sweep(place, text: str, name: str) -> tuple[int, Path]:
+    """Exit code and run file of a sweep of this study."""
     (place.folder / f"{name}.yaml").write_text(text)
     path = place.folder / f"{name}.mlaprof"
     ended = place.run("sweep", f"{name}.yaml", "--device", "cpu", "--out", path)
     assert "Traceback (most recent call last)" not in ended.out.partition("FAILED")[0]
     assert path.is_file(), ended.err
-    return ended.code, outcomes(path), place.run("show", path).out
+    return ended.code, path
 
 
 @pytest.fixture(autouse=True)
@@ -49,32 +51,42 @@ def allowed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
 
 
-def drill(place, text: str, plan: list[Struck]) -> None:
-    """The same sweep without the faults and with them: nothing but what they cost is different."""
-    code, clean, _ = sweep(place, text, "clean")
+def whole(place, text: str) -> Found:
+    """The outcomes of the sweep without faults, all of them good."""
+    code, path = sweep(place, text, "clean")
+    clean = outcomes(path)
     assert code == 0 and {status for status, _, _ in clean.values()} <= {"ok", "compiled"}
+    return clean
 
-    code, drilled, shown = sweep(place, with_faults(text, plan), "drilled")
 
-    assert differences(clean, drilled, plan) == []
+def drill(place, text: str, plan: list[Struck], clean: Found) -> None:
+    """The same sweep with the faults: nothing but what they cost is different."""
+    code, path = sweep(place, with_faults(text, plan), "drilled")
+
+    assert differences(clean, outcomes(path), plan) == []
     assert code == 5
+    shown = " ".join(place.run("show", path).out.split())
     for name in {fault for each in plan for _, _, fault in each.expected.values()}:
-        assert f"{name}:" in " ".join(shown.split()), name
+        assert f"{name}:" in shown, name
 
 
 def cell(num_tokens: int, mode: str = "split_eager", context_len: int = 0) -> str:
     return f"tiny/prefill/t{num_tokens}/ctx{context_len}/{mode}"
 
 
-@pytest.mark.parametrize("stage", ["capture", "verify", "measure"])
-def test_a_fault_in_the_stages_of_a_point(place, stage) -> None:
-    """Every fault in a cell of its own, whose other arm is sound; the last cell has none."""
-    faults = EVERY if stage == "verify" else EACH_WAY
-    sizes = [len(faults) + 1 - place for place in range(len(faults) + 1)]
-    plan = [Struck(fault, stage, cell(size)) for fault, size in zip(faults, sizes, strict=False)]
-    text = study(f"sweep: {{num_tokens: {sizes}, mode: [monolithic_eager, split_eager]}}", limits=f"{stage}: {LIMIT_S}")
+def test_a_fault_in_the_stages_of_a_point(place) -> None:
+    """Every fault in a cell of its own, whose other arm is sound; the last cell has none. One sweep for all stages."""
+    struck: list[tuple[DrilledFault, Stage]] = [
+        *((fault, "capture") for fault in EACH_WAY),
+        *((fault, "verify") for fault in EVERY),
+        *((fault, "measure") for fault in EACH_WAY),
+    ]
+    sizes = list(range(len(struck) + 1, 0, -1))
+    plan = [Struck(fault, stage, cell(size)) for (fault, stage), size in zip(struck, sizes, strict=False)]
+    limits = ", ".join(f"{stage}: {LIMIT_S}" for stage in ("capture", "verify", "measure"))
+    text = study(f"sweep: {{num_tokens: {sizes}, mode: [monolithic_eager, split_eager]}}", limits=limits)
 
-    drill(place, text, plan)
+    drill(place, text, plan, whole(place, text))
 
 
 def test_a_fault_while_the_layer_is_built(place) -> None:
@@ -90,7 +102,7 @@ def test_a_fault_while_the_layer_is_built(place) -> None:
         limits=f"build: {LIMIT_S}",
     )
 
-    drill(place, text, plan)
+    drill(place, text, plan, whole(place, text))
 
 
 def test_a_fault_of_the_compiler(place) -> None:
@@ -103,12 +115,12 @@ def test_a_fault_of_the_compiler(place) -> None:
         f"tiles: {{sparse_attn: [{listed}]}}",
         limits=f"compile: {LIMIT_S}",
     )
-    code, clean, _ = sweep(place, text, "keys")
-    assert code == 0
+    clean = whole(place, text)
     keys = [name.removeprefix("compile ") for name in clean if name.startswith("compile ")]
     assert len(keys) == len(faults) + 1
 
-    drill(place, text, [Struck(fault, "compile", key, "compile") for fault, key in zip(faults, keys, strict=False)])
+    plan = [Struck(fault, "compile", key, "compile") for fault, key in zip(faults, keys, strict=False)]
+    drill(place, text, plan, clean)
 
 
 def test_a_fault_while_memory_is_weighed_and_launches_are_counted(place) -> None:
@@ -121,7 +133,8 @@ def test_a_fault_while_memory_is_weighed_and_launches_are_counted(place) -> None
         Struck("rubbish", "capture", cell(4, mode), "counts"),
         Struck("host_oom", "measure", cell(2, mode), "counts"),
     ]
-    drill(place, study(f"sweep: {{num_tokens: [5, 4, 3, 2, 1], mode: [{mode}]}}", memory=True), plan)
+    text = study(f"sweep: {{num_tokens: [5, 4, 3, 2, 1], mode: [{mode}]}}", memory=True)
+    drill(place, text, plan, whole(place, text))
 
 
 def test_a_fault_in_modes_with_graphs(place) -> None:
@@ -132,7 +145,8 @@ def test_a_fault_in_modes_with_graphs(place) -> None:
         Struck("illegal_address", "capture", cell(2, "split_piecewise")),
         Struck("abort", "measure", cell(1, "split_piecewise")),
     ]
-    drill(place, study("sweep: {num_tokens: [3, 2, 1], mode: [monolithic_eager, split_piecewise, full]}"), plan)
+    text = study("sweep: {num_tokens: [3, 2, 1], mode: [monolithic_eager, split_piecewise, full]}")
+    drill(place, text, plan, whole(place, text))
 
 
 def test_a_fault_plan_is_refused_wherever_nobody_allows_it(place, monkeypatch: pytest.MonkeyPatch) -> None:

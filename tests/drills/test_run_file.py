@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -155,29 +156,42 @@ def changed(path: Path, sql: str) -> None:
     connection.close()
 
 
-@pytest.mark.parametrize(
-    ("sql", "words"),
-    [
-        ("'$.environment.source_sha256', 'abcdefabcdef0123'", "source abcdefabcdef -> "),
-        ("'$.environment.kernel_source_sha256', 'abcdefabcdef0123'", "kernel source abcdefabcdef -> "),
-        ("'$.environment.packages.torch', '1.0'", "torch 1.0 -> "),
-        ("'$.environment.python', '2.7'", "python 2.7 -> "),
-        ("'$.environment.variables.TORCH_ANY', '1'", "TORCH_ANY 1 -> absent"),
-        ("'$.mlaprof_version', '0.0.1'", "mlaprof 0.0.1 -> "),
-    ],
-)
-def test_a_run_is_not_gone_on_with_after_a_change_unless_forced(place, sql: str, words: str) -> None:
-    """Exit 4; with --force it goes on, measures nothing twice, and the run says that it is of both."""
+CHANGES = {
+    "'$.environment.source_sha256', 'abcdefabcdef0123'": "source abcdefabcdef -> ",
+    "'$.environment.kernel_source_sha256', 'abcdefabcdef0123'": "kernel source abcdefabcdef -> ",
+    "'$.environment.packages.torch', '1.0'": "torch 1.0 -> ",
+    "'$.environment.python', '2.7'": "python 2.7 -> ",
+    "'$.environment.variables.TORCH_ANY', '1'": "TORCH_ANY 1 -> absent",
+    "'$.mlaprof_version', '0.0.1'": "mlaprof 0.0.1 -> ",
+}
+
+
+def test_a_run_is_not_gone_on_with_after_any_change(place) -> None:
+    """Exit 4, one line that names the change, and the run stays as it is."""
+    whole = place.folder / "run.mlaprof"
+    end(until_it_hangs(place, "study.yaml", *FAST, "--out", whole))
+    with closing(sqlite3.connect(whole)) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # most of it lies in the log yet, which no copy has
+    for number, (sql, words) in enumerate(CHANGES.items()):
+        path = shutil.copy(whole, place.folder / f"{number}.mlaprof")
+        changed(path, sql)
+        before = store.load(path).measurements
+        assert len(before) == 12
+
+        refused = place.fake("ok", "sweep", "--resume", path)
+
+        assert refused.code == 4 and refused.err.count("\n") == 1, sql
+        assert words in refused.err and "--force" in refused.err
+        assert store.load(path).measurements == before
+
+
+def test_a_forced_run_goes_on_after_changes_and_says_that_it_is_of_both(place) -> None:
+    """All of them at once; nothing is measured twice."""
     path = place.folder / "run.mlaprof"
     end(until_it_hangs(place, "study.yaml", *FAST, "--out", path))
-    changed(path, sql)
+    for sql in CHANGES:
+        changed(path, sql)
     before = store.load(path).measurements
-
-    refused = place.fake("ok", "sweep", "--resume", path)
-
-    assert refused.code == 4 and refused.err.count("\n") == 1
-    assert words in refused.err and "--force" in refused.err
-    assert store.load(path).measurements == before
 
     forced = place.fake("ok", "sweep", "--resume", path, "--force")
 
@@ -186,7 +200,7 @@ def test_a_run_is_not_gone_on_with_after_a_change_unless_forced(place, sql: str,
     run = store.load(path)
     assert run.measurements[:12] == before and len(run.measurements) == 16
     (line,) = run.manifest.forced
-    assert words in line and "after 12 measurements" in line
+    assert all(words in line for words in CHANGES.values()) and "after 12 measurements" in line
     assert "gone on with by --force" in place.fake("ok", "show", path).out
 
 
