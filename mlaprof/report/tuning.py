@@ -54,7 +54,7 @@ def target_lines(summary: TargetSummary) -> list[str]:
         decision_line(summary.decision),
         f"space {summary.legal} legal of {summary.declared} declared, {summary.tried} tried ({summary.coverage:.0%}), "
         f"{summary.evaluations} launched" + (" or compiled" if summary.decision.verdict == "not-measured" else ""),
-        spent_line(summary.spent, summary.wall_s),
+        spent_line(summary.spent),
     ]
     if summary.total_s is not None:
         lines.append(f"{summary.total_s:.1f} s in all, finalists in two fresh processes included")
@@ -83,11 +83,11 @@ def choice_text(choice: TileChoice) -> str:
     return f"{choice.kernel} {label(choice.kernel, choice.values)}"
 
 
-def spent_line(spent: Spent, wall_s: float) -> str:
+def spent_line(spent: Spent) -> str:
     """Where the wall time of the search went; compiling went on beside it."""
     return (
-        f"search {wall_s:.1f} s: {spent.check_s:.1f} checking, {spent.measure_s:.1f} measuring, "
-        f"{spent.waiting_s:.1f} idle for compilers, {spent.other_s:.1f} else; "
+        f"search {spent.wall_s:.1f} s: {spent.starting_s:.1f} starting, {spent.check_s:.1f} checking, "
+        f"{spent.measure_s:.1f} measuring, {spent.waiting_s:.1f} idle for compilers, {spent.other_s:.1f} else; "
         f"{spent.compile_s:.1f} s of compiling beside it"
     )
 

@@ -30,11 +30,17 @@ class Step:
 class Spent:
     """Where the wall time of a search went, in seconds. compile_s is of other processes, beside the rest."""
 
+    starting_s: float  # imports, context, inputs and a first check, while the compilers start
     check_s: float
     measure_s: float
-    waiting_s: float  # for the first or the next compiled configuration
-    other_s: float  # starting, proposing, writing
+    waiting_s: float  # for the next compiled configuration
+    other_s: float  # proposing, writing
     compile_s: float
+
+    @property
+    def wall_s(self) -> float:
+        """Until the fastest were sampled once more, which is later than the last row of the search."""
+        return self.starting_s + self.check_s + self.measure_s + self.waiting_s + self.other_s
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,7 @@ class TargetSummary:
     wall_s: float  # of the search
     total_s: float | None  # from its beginning to its last finalist; None before those
     course: tuple[Step, ...]
+    default_seen_s: float | None  # of the launcher's own choice, as the search first saw it: what course compares with
     spent: Spent
     failures: Mapping[str, int]  # `spills`, `failed at compile`, `incorrect` ... -> how many
     effects: tuple[Effect, ...]  # that matter most first
@@ -84,8 +91,9 @@ def summarize_tuning(run: Run) -> tuple[TargetSummary, ...]:
 def summarize_target(
     search: Search, rows: Sequence[KernelMeasurement], finals: Sequence[KernelMeasurement]
 ) -> TargetSummary:
-    facts = [each.search for each in rows if each.search is not None]
-    wall_s = max((each.at_s for each in facts), default=0.0)
+    facts = sorted((each.search for each in rows if each.search is not None), key=lambda each: each.at_s)
+    wall_s = facts[-1].at_s if facts else 0.0
+    starting_s = sum(first.at_s - first.waited_s - first.check_s - first.measure_s for first in facts[:1])
     check_s, measure_s, waiting_s = (
         sum(getattr(each, name) for each in facts) for name in ("check_s", "measure_s", "waited_s")
     )
@@ -99,11 +107,13 @@ def summarize_target(
         wall_s=wall_s,
         total_s=_total_s(rows, finals),
         course=_course(rows),
+        default_seen_s=_seen_s(search, rows),
         spent=Spent(
+            starting_s,
             check_s,
             measure_s,
             waiting_s,
-            max(0.0, wall_s - check_s - measure_s - waiting_s),
+            max(0.0, wall_s - starting_s - check_s - measure_s - waiting_s),
             sum(each.compile_s for each in facts),
         ),
         failures=Counter(kind for each in rows if (kind := failure_kind(each))),
@@ -153,6 +163,11 @@ def _course(rows: Sequence[KernelMeasurement]) -> tuple[Step, ...]:
             best_s = seconds
             found.append(Step(count, row.search.at_s, best_s))
     return tuple(found)
+
+
+def _seen_s(search: Search, rows: Sequence[KernelMeasurement]) -> float | None:
+    key = search.space.point(search.default).key
+    return next((first_time_s(row) for row in rows if row.point.key == key), None)
 
 
 def _effects(rows: Sequence[KernelMeasurement]) -> tuple[Effect, ...]:

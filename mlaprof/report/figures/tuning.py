@@ -39,12 +39,12 @@ def course_stem(number: int, summary: TargetSummary) -> str:
 
 
 def course(summary: TargetSummary, manifest: Manifest) -> Figure:
-    """Two panels: over evaluations, over seconds; the default's time as a line where it was measured."""
+    """Two panels: over evaluations, over seconds; the default's first time as a line where it has one."""
     from matplotlib.figure import Figure as NewFigure
 
     figure = NewFigure(figsize=(WIDTH_IN, HEIGHT_IN), layout="constrained")
     steps = summary.course
-    default = summary.decision.default_device_s
+    default_s = summary.default_seen_s
     unit = time_unit([each.best_device_s for each in steps])
     panels = (
         ("configurations launched", [float(each.evaluations) for each in steps], float(summary.evaluations)),
@@ -54,9 +54,9 @@ def course(summary: TargetSummary, manifest: Manifest) -> Figure:
         heights = [each.best_device_s / unit.scale for each in steps]
         axes.step([*places, end], [*heights, heights[-1]], where="post", color=COLOUR)
         axes.plot(places, heights, "o", color=COLOUR, markersize=4)
-        if default is not None:
-            axes.axhline(default.median / unit.scale, color=DEFAULT_COLOUR, linestyle="--", linewidth=1)
-            axes.annotate("default", (1, default.median / unit.scale), xycoords=("axes fraction", "data"), ha="right",
+        if default_s is not None:
+            axes.axhline(default_s / unit.scale, color=DEFAULT_COLOUR, linestyle="--", linewidth=1)
+            axes.annotate("default", (1, default_s / unit.scale), xycoords=("axes fraction", "data"), ha="right",
                           va="bottom", color=DEFAULT_COLOUR)  # fmt: skip
         axes.set_xlabel(name)
     figure.axes[0].set_ylabel(f"device time of the best so far, {unit.name}")
