@@ -18,25 +18,21 @@ import torch
 
 from mlaprof.cases import CASES, Case, Unavailable
 from mlaprof.facts import KernelResources, SearchFacts
-from mlaprof.kernel_shapes import dims
-from mlaprof.kernels import tiles
-from mlaprof.kernels.launches import Built, Offline, recorded
 from mlaprof.machine.nvml import Nvml
 from mlaprof.measure.clock import Clock
 from mlaprof.records import Event, KernelPoint, Outcome, SearchJob, Stage, Started
 from mlaprof.study import TileChoice
 from mlaprof.tuning.candidates import candidates, form_of
-from mlaprof.tuning.search import EXHAUSTIVE, Proposal, Values, ask, settled
+from mlaprof.tuning.search import EXHAUSTIVE, Values, ask, settled
+from mlaprof.worker.candidate import Candidate, launch_of, launches_of
 from mlaprof.worker.compilers import Compiled, Compilers
 from mlaprof.worker.events import failed, recover, wrong
 from mlaprof.worker.health import Watch
 from mlaprof.worker.kernels import Proven, kernel_measurement, prove
 from mlaprof.worker.ranking import (
     few_samples,
-    resources_of,
     rounds_again,
     runs_kernels,
-    target_of,
     timed_row,
     too_much,
     warm_up,
@@ -45,17 +41,6 @@ from mlaprof.worker.timing import clock_of, watch_of
 
 AGAIN = 1.5  # within so many times of the fastest, a configuration is sampled once more at the end
 MOST_AGAIN = 12
-
-
-@dataclass
-class _Candidate:
-    """A proposal on its way."""
-
-    proposal: Proposal
-    point: KernelPoint
-    number: int
-    compile_s: float = 0.0
-    built: Built | None = None
 
 
 def search_job(job: SearchJob) -> Iterator[Event]:
@@ -83,8 +68,8 @@ class _Search:
     compilers: Compilers
     case: Case | None = None
     told: dict[Values, float | None] = field(default_factory=dict)
-    waiting: dict[Values, _Candidate] = field(default_factory=dict)  # proposed, not told yet
-    ready: deque[_Candidate] = field(default_factory=deque)
+    waiting: dict[Values, Candidate] = field(default_factory=dict)  # proposed, not told yet
+    ready: deque[Candidate] = field(default_factory=deque)
     programs: dict[tuple[str, Values], Values] = field(default_factory=dict)  # a binary and its launch -> who has it
     facts: dict[Values, tuple[SearchFacts, KernelResources | None]] = field(default_factory=dict)
     proposed: int = 0
@@ -159,11 +144,11 @@ class _Search:
             if proposal is None:
                 return
             choice = self.all.choice(proposal.values)
-            candidate = _Candidate(proposal, self.all.point(choice), self.proposed)
+            candidate = Candidate(proposal, choice, self.all.point(choice), self.proposed)
             self.proposed += 1
             self.waiting[proposal.values] = candidate
             try:
-                launches = self._launches(candidate, choice)
+                launches = launches_of(self.job, self.case, candidate.point, choice)
             except Exception as error:
                 yield Started(kind="search", key=candidate.point.key, stage="build")
                 yield from self._lost(self._facts(candidate), candidate.point, "build", error, proposal.values)
@@ -172,13 +157,6 @@ class _Search:
                 self.compilers.submit(proposal.values, launches)
             else:
                 self.ready.append(candidate)
-
-    def _launches(self, candidate: _Candidate, choice: TileChoice) -> list[object]:
-        """What compiling it takes; nothing where this process has compiled the same before."""
-        if self.case is not None and self.job.device == "cuda":
-            return list(recorded(self.case.call(candidate.point.provider, candidate.point.tiles)))
-        given = dims(self.job.target.kernel, self.job.target.shape)
-        return [Offline(choice.kernel, tiles.complete(choice.kernel, choice.values, given), given, target_of(self.job))]
 
     def _compiled(self, compiled: Compiled) -> Iterator[Event]:
         """Take a compiled candidate to those that are ready, or say why it goes no further."""
@@ -195,7 +173,7 @@ class _Search:
             self.measured += 1
             yield from self._ended(candidate, Outcome(status="compiled", stage="compile"))
             return
-        program = (compiled.built.digest, self._launch_of(values))
+        program = (compiled.built.digest, launch_of(self.all.fields, values))
         twin = self.programs.setdefault(program, values)
         if twin != values and twin in self.told and values not in self.first:
             same = self.all.point(self.all.choice(twin)).key
@@ -204,7 +182,7 @@ class _Search:
             return
         self.ready.append(candidate)
 
-    def _evaluate(self, candidate: _Candidate) -> Iterator[Event]:
+    def _evaluate(self, candidate: Candidate) -> Iterator[Event]:
         point, values, case = candidate.point, candidate.proposal.values, self.case
         assert case is not None
         yield Started(kind="search", key=point.key, stage="verify")
@@ -233,12 +211,12 @@ class _Search:
         measure_s = perf_counter() - begin_s - check_s
         facts = self._facts(candidate, check_s=check_s, measure_s=measure_s, first_device_s=device_s)
         self._tell(values, device_s)
-        self.facts[values] = facts, self._resources(candidate)
-        yield timed_row(self.job, case, self.clock, proven, rounds, facts, self._resources(candidate))
+        self.facts[values] = facts, candidate.resources(self.job)
+        yield timed_row(self.job, case, self.clock, proven, rounds, facts, candidate.resources(self.job))
 
     def _ended(
         self,
-        candidate: _Candidate,
+        candidate: Candidate,
         outcome: Outcome,
         *,
         twin_of: str = "",
@@ -249,7 +227,7 @@ class _Search:
         facts = self._facts(candidate, twin_of=twin_of, check_s=check_s)
         self._tell(candidate.proposal.values, seconds)
         yield kernel_measurement(
-            self.job, self.case, candidate.point, outcome, resources=self._resources(candidate), search=facts
+            self.job, self.case, candidate.point, outcome, resources=candidate.resources(self.job), search=facts
         )
 
     def _lost(
@@ -269,7 +247,7 @@ class _Search:
 
     def _facts(
         self,
-        candidate: _Candidate,
+        candidate: Candidate,
         *,
         check_s: float = 0.0,
         measure_s: float = 0.0,
@@ -289,21 +267,8 @@ class _Search:
             twin_of=twin_of,
         )
 
-    def _resources(self, candidate: _Candidate) -> KernelResources | None:
-        if candidate.built is None:
-            return None
-        choice = self.all.choice(candidate.proposal.values)
-        return resources_of(choice, candidate.built, target_of(self.job))
-
     def _times(self) -> list[float]:
         return [seconds for seconds in self.told.values() if seconds is not None]
-
-    def _launch_of(self, values: Values) -> Values:
-        """What the launch itself reads of a configuration: all but the stages, which only the compiler sees."""
-        return tuple(
-            -1 if name == "num_stages" else value
-            for name, value in zip(("form", *self.all.fields), values, strict=True)
-        )
 
     def _over(self) -> bool:
         most = self.job.max_evals
