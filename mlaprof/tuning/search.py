@@ -21,7 +21,7 @@ from mlaprof.facts import Origin
 from mlaprof.tuning.forest import Floats, Forest
 
 EXHAUSTIVE = 200
-SPREAD = 12  # random configurations before the forest is asked
+SPREAD = 12  # random configurations, of all forms alike, before the forest is asked
 DOUBT = 1.0  # standard deviations of the trees that a configuration is given credit for
 RANDOM_EVERY = 10  # one asked in so many is random
 NEIGHBOUR_EVERY = 3
@@ -80,7 +80,7 @@ def ask(
         if each in known and each not in told:
             return Proposal(each, "seed")
     whole = len(order) <= exhaustive
-    for each in order if whole else order[:SPREAD]:
+    for each in order if whole else _of_every_form(order)[:SPREAD]:
         if each not in told:
             return Proposal(each, "all" if whole else "random")
     left = np.array([place for place, each in enumerate(space.configurations) if each not in told], dtype=np.intp)
@@ -110,6 +110,15 @@ def settled(space: Space, told: Told) -> bool:
         return False
     found = best(told)
     return found is None or len(told) - list(told).index(found) > PATIENCE
+
+
+def _of_every_form(order: Sequence[Values]) -> list[Values]:
+    """The same order, but the forms in turns: a form of few configurations would hardly be met by chance."""
+    forms: dict[int, list[Values]] = {}
+    for each in order:
+        forms.setdefault(each[0], []).append(each)
+    turns = itertools.zip_longest(*forms.values())
+    return [each for turn in turns for each in turn if each is not None]
 
 
 def _expected(space: Space, told: Told, left: NDArray[np.intp], *, seed: int) -> Floats:

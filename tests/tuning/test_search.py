@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlaprof.tuning.search import EXHAUSTIVE, Space, ask, best
+from mlaprof.tuning.search import EXHAUSTIVE, SPREAD, Space, ask, best
 
 SMALL = [(a, b) for a in (16, 32, 64) for b in (1, 2, 4, 8)]
 LARGE = list(itertools.product((16, 32, 64, 128), (16, 32, 64, 128, 256), (1, 2, 4, 8), (1, 2, 3, 4, 5, 6)))
@@ -85,3 +85,12 @@ def test_few_of_many_come_near_the_best(seed):
 def test_an_empty_space_is_a_programmers_error():
     with pytest.raises(ValueError, match="configurations: expected at least one, got none"):
         Space.of([])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_form_of_few_configurations_is_met_as_soon_as_one_of_many(seed):
+    """The optimum of prefill attention is of a form that has 14 of 490; by chance it is met after 35 launches."""
+    rare = [(1, 16, warps) for warps in (4, 8)]
+    many = [(0, *rest) for rest in itertools.product((16, 32, 64, 128), range(1, 65))]
+    told = searched([*many, *rare], lambda values: float(values[1]), SPREAD, seed=seed)
+    assert set(rare) <= set(told)
