@@ -77,15 +77,16 @@ def at_random(whole: Whole, seed: int) -> Iterator[Values]:
     yield from (whole.space.configurations[place] for place in draw.permutation(len(whole.space.configurations)))
 
 
-def ours(ahead: int) -> Replay:
-    """mlaprof's own, so many configurations under way."""
+def ours(ahead: int, *, seeded: bool = True) -> Replay:
+    """mlaprof's own, so many configurations under way; without its seeds it has to find what the launchers know."""
 
     def replay(whole: Whole, seed: int) -> Iterator[Values]:
+        seeds = whole.seeds if seeded else ()
         told: dict[Values, float | None] = {}
         waiting: list[Values] = []
         while True:
             while len(waiting) < ahead:
-                found = ask(whole.space, told, pending=waiting, seeds=whole.seeds, seed=seed, exhaustive=0)
+                found = ask(whole.space, told, pending=waiting, seeds=seeds, seed=seed, exhaustive=0)
                 if found is None:
                     break
                 waiting.append(found.values)
@@ -132,7 +133,12 @@ def optuna_sampler(whole: Whole, seed: int) -> Iterator[Values]:
 
 def searches() -> dict[str, Replay]:
     """Name -> search; Optuna's only where it is installed."""
-    found: dict[str, Replay] = {"random": at_random, "mlaprof": ours(1), f"mlaprof, {AHEAD} under way": ours(AHEAD)}
+    found: dict[str, Replay] = {
+        "random": at_random,
+        "mlaprof": ours(1),
+        f"mlaprof, {AHEAD} under way": ours(AHEAD),
+        f"mlaprof, {AHEAD} ahead, no seeds": ours(AHEAD, seeded=False),
+    }
     try:
         import optuna
     except ImportError:
@@ -222,7 +228,7 @@ def draw(document: Mapping[str, Any], path: Path) -> None:
     spaces = list(document["spaces"].values())
     figure = Figure(figsize=(5.2 * len(spaces), 4.4), dpi=160, layout="constrained")
     FigureCanvasAgg(figure)
-    colours = ("#888888", "#0072B2", "#56B4E9", "#E69F00")
+    colours = ("#888888", "#0072B2", "#56B4E9", "#009E73", "#E69F00")
     for axes, found in zip(figure.subplots(1, len(spaces), squeeze=False).flat, spaces, strict=True):
         for colour, (name, each) in zip(colours, found["fraction_of_optimum"].items(), strict=False):
             axes.plot(document["budgets"], each["median"], "o-", color=colour, label=name)

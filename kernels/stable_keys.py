@@ -1,7 +1,7 @@
 """The same key for the same kernel in every process, so that what one compiled is found by the next.
 
-Before 3.9 Triton merges the constants that a callee reads before it has looked at the callee, so the key of a kernel
-depends on what else was hashed earlier in the process (triton #10494 mends it). Half the launches of a search then
+Triton 3.6 and 3.7 merge the constants that a callee reads before they have looked at the callee, so the key of a kernel
+depends on what else was hashed earlier in the process (triton #10494 mends it; 3.9 has it). Launches of a search then
 compile a second time, 1 to 4 s each, and so do those of the next process.
 """
 
