@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -71,7 +71,9 @@ def new_run(
     """
     device = device_of(choice)
     plan = expand(study, device)
-    manifest = manifest_of(study.name, device, resolved_yaml(study), plan.planned, command=command)
+    manifest = manifest_of(
+        study.name, device, resolved_yaml(study), plan.planned, command=command, own=_variables(study)
+    )
     if tuned is None:
         tuned = served(study, plan.points, manifest.environment, device, results)
     manifest = manifest.model_copy(update={"tuned": tuple(tuned)})
@@ -80,9 +82,15 @@ def new_run(
 
 
 def manifest_of(
-    name: str, device: Device, study_yaml: str, planned: Iterable[tuple[Kind, str, int]], *, command: Sequence[str]
+    name: str,
+    device: Device,
+    study_yaml: str,
+    planned: Iterable[tuple[Kind, str, int]],
+    *,
+    command: Sequence[str],
+    own: Mapping[str, str] | None = None,
 ) -> Manifest:
-    """The head of a run that begins now, here."""
+    """The head of a run that begins now, here; own: variables that workers are given beside this process's."""
     now = datetime.now(UTC)
     return Manifest(
         schema_version=store.SCHEMA_VERSION,
@@ -92,7 +100,7 @@ def manifest_of(
         command=tuple(command),
         device=device,
         study_yaml=study_yaml,
-        environment=environment.snapshot(),
+        environment=environment.snapshot(own),
         planned=tuple(work(*each) for each in planned),
     )
 
@@ -114,7 +122,8 @@ def resumed_run(
             f"not the study of run {manifest.run_id}", where=str(config), hint="leave CONFIG out, or start a new run"
         )
     same_machine(manifest, choice)
-    changed = [str(each) for each in changes_since(manifest, environment.snapshot(), __version__)]
+    began = study_from_resolved(manifest.study_yaml)
+    changed = [str(each) for each in changes_since(manifest, environment.snapshot(_variables(began)), __version__)]
     if changed and not force:
         others = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
         raise MachineError(
@@ -122,10 +131,15 @@ def resumed_run(
             where="--resume",
             hint="start a new run, or go on with --force: the run will say what it is of",
         )
-    plan = expand(study_from_resolved(manifest.study_yaml), manifest.device).with_tuned(manifest.tuned)
+    plan = expand(began, manifest.device).with_tuned(manifest.tuned)
     done = frozenset(store.done(path))
     forced = f"{_now()}, after {len(done)} measurements: {', '.join(changed)}" if changed else ""
     return Opening(plan.without(done), path, manifest, done, forced)
+
+
+def _variables(study: Study) -> dict[str, str]:
+    """What the workers of this study are given beside this process's variables."""
+    return environment.RANK_VARIABLES if study.layer.tp.world > 1 else {}
 
 
 def _now() -> str:

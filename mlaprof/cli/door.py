@@ -84,6 +84,12 @@ def study_of(
     return load_study(config, axes=_axes(axis), settings=setting or (), preset=preset)
 
 
+def require_ranks(study: Study, device: DeviceChoice, config: Path | None, setting: list[str] | None) -> None:
+    """Raise ConfigError where the study's tensor parallel ranks have not a GPU each; a CPU emulates them all."""
+    if config is not None and study.layer.tp.world > 1 and device_of(device) == "cuda":
+        require_gpus(config, setting or (), study.layer.tp.world, visible_gpus())
+
+
 def preset_of(quick: bool, rigorous: bool) -> Preset:
     """The preset that the two options name. Raises ConfigError on both."""
     if quick and rigorous:

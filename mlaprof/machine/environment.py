@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import os
 import platform
 import re
@@ -33,14 +34,20 @@ PACKAGES = (
     "nvidia-cudnn-cu13",
 )
 # NVIDIA_REQUIRE_* is a container image's demand on the driver.
-_VARIABLE = re.compile(r"CUDA|CUBLAS|CUDNN|TORCH|PYTORCH|TRITON|NVIDIA_(?!REQUIRE)|(OMP|MKL|OPENBLAS)_")
+# What a group of tensor parallel ranks runs under, whatever the user's shell says. NVLink multicast sums in the switch,
+# in another order and only on some machines: off, so that runs of two machines do the same.
+RANK_VARIABLES = {"NCCL_NVLS_ENABLE": "0"}
+_VARIABLE = re.compile(r"CUDA|CUBLAS|CUDNN|NCCL|TORCH|PYTORCH|TRITON|NVIDIA_(?!REQUIRE)|(OMP|MKL|OPENBLAS)_")
 _SECRET = re.compile(r"TOKEN|KEY|SECRET|PASS|CREDENTIAL|AUTH", re.IGNORECASE)
 _URL_WITH_USER = re.compile(r"://[^/\s]*@")
 _VARIABLE_CHARACTERS = 1000
 
 
-def snapshot() -> Environment:
-    """This machine and this mlaprof, now; what cannot be told is None or says so."""
+def snapshot(own: Mapping[str, str] | None = None) -> Environment:
+    """This machine and this mlaprof, now; what cannot be told is None or says so.
+
+    own  variables that workers are given beside this process's
+    """
     with Nvml() as nvml:
         gpus, status, used = nvml.gpus(), nvml.status, nvml.cuda_index()
         cuda_driver, confidential = nvml.cuda_driver, nvml.confidential_computing
@@ -58,7 +65,7 @@ def snapshot() -> Environment:
         source_sha256=source_sha256(Path(version.__file__).parent),
         git_commit=commit,
         git_dirty=dirty,
-        variables=behaviour_variables(os.environ),
+        variables=behaviour_variables({**os.environ, **(own or {})}),
         used_gpu=used,
         cuda_driver=cuda_driver,
         confidential_computing=confidential,
@@ -73,6 +80,12 @@ def cuda_present() -> bool:
         return False
     with Nvml() as nvml:
         return nvml.cuda_index() is not None
+
+
+def visible_gpus() -> int:
+    """How many GPUs CUDA sees."""
+    with Nvml() as nvml:
+        return next(number for number in itertools.count() if nvml.cuda_index(number) is None)
 
 
 def other_processes() -> tuple[int, ...]:

@@ -41,7 +41,8 @@ def memory_job(rig: Rig, mark: Mark | None = None) -> Iterator[Event]:
             try:
                 if point.num_tokens in broken:
                     raise broken[point.num_tokens]
-                event = _weigh(rig, arm.at(point), meter, nvml, ledger)
+                with rig.group.together():
+                    event = _weigh(rig, arm.at(point), meter, nvml, ledger)
             except Exception as error:
                 yield failure(job, point, "capture" if point.num_tokens in broken else "measure", error)
                 recover(job)
