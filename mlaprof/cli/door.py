@@ -15,8 +15,10 @@ import typer
 from rich.console import Console
 
 from mlaprof.config.load import load_study
+from mlaprof.config.ranks import require_gpus
 from mlaprof.errors import ConfigError
-from mlaprof.opening import DeviceChoice
+from mlaprof.machine.environment import visible_gpus
+from mlaprof.opening import DeviceChoice, device_of
 from mlaprof.study import Preset, Study
 from mlaprof.version import __version__
 
