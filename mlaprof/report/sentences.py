@@ -94,7 +94,7 @@ def finding(found: Finding, summary: Summary) -> str:
                 {name for cell in _cells(found, summary) if cell.ranks for name in cell.ranks.disagreement}
             )
             return (
-                f"{cells} timed with other tiles on one rank than on another ({', '.join(kernels)}): the spread between "
+                f"{cells} timed with other tiles on one rank than on another ({', '.join(kernels)}): the spread of "
                 "the ranks holds what the tiles differ by. Use GPUs of one kind, or name one configuration for all "
                 "under tiles: in the study, and sweep again."
             )
