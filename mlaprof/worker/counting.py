@@ -23,7 +23,7 @@ def counts_job(rig: Rig) -> Iterator[Event]:
             prepared = prepare(rig, point)
         except Exception as error:
             yield failure(job, point, "capture", error)
-            recover(job)
+            recover(job, error)
             continue
         yield started(job, point, "measure")
         try:
@@ -33,7 +33,7 @@ def counts_job(rig: Rig) -> Iterator[Event]:
             event = measurement(job, point, Outcome(status="ok"), counts=counts, graph=graph_facts(prepared))
         except Exception as error:
             yield failure(job, point, "measure", error)
-            recover(job)
+            recover(job, error)
             continue
         yield event
 

@@ -27,6 +27,7 @@ from mlaprof.layer.context import Reduce
 from mlaprof.machine.environment import RANK_VARIABLES
 from mlaprof.measure.company import Company
 from mlaprof.records import Device, Job
+from mlaprof.worker.events import RankFailed, fault_of
 from mlaprof.worker.ranks import Partners
 
 T = TypeVar("T")
@@ -39,10 +40,6 @@ class Seat:
 
     rank: int
     meeting: str
-
-
-class RankFailed(Exception):
-    """Another rank could not do what this one did."""
 
 
 class Group(Company):
@@ -66,7 +63,10 @@ class Group(Company):
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """What is done inside fails on every rank where it fails on one: none goes on without the others."""
+        """What is done inside fails on every rank where it fails on one: none goes on without the others.
+
+        Raises CaptureError where every rank could not capture, RankFailed on any other error of any rank.
+        """
         yield
 
 
@@ -136,23 +136,28 @@ class RankGroup(Group):
             yield
         except Exception as error:
             mine = error
-        every = self._told(None if mine is None else (isinstance(mine, CaptureError), f"{type(mine).__name__}: {mine}"))
-        if mine is not None:
+        every = self._told(None if mine is None else (_only_unfit(mine), f"{type(mine).__name__}: {mine}"))
+        failed = [(rank, *told) for rank, told in enumerate(every) if told is not None]
+        if mine is not None and len(failed) == self.world and all(unfit for _, unfit, _ in failed):
             raise mine
-        for rank, told in enumerate(every):
-            if told is not None:
-                captures, reason = told
-                raise (CaptureError(f"rank {rank}: {reason}") if captures else RankFailed(f"rank {rank}: {reason}"))
+        if failed:
+            rank, _, reason = failed[0]
+            raise RankFailed(f"rank {rank}: {reason}") from mine
 
     def _told(self, mine: tuple[bool, str] | None) -> list[tuple[bool, str] | None]:
         if mine is not None and self._partners is not None:
-            self._partners.require_alive()  # what a rank that is gone leaves behind looks like an error of this one
+            self._partners.await_ends()  # what a rank that is gone leaves behind looks like an error of this one
         try:
             return self.gather(mine)
         except Exception:
             if self._partners is not None:
-                self._partners.require_alive()
+                self._partners.await_ends()
             raise
+
+
+def _only_unfit(error: Exception) -> bool:
+    """The step cannot be captured, and nothing broke."""
+    return isinstance(error, CaptureError) and fault_of(error) == "error"
 
 
 @contextmanager

@@ -57,8 +57,9 @@ def capture_size(rig: Rig, arm: Arm, size: int) -> SizeFacts:
     Raises ValueError where there is no such batch, CaptureError where the capture fails, on whatever rank.
     """
     found: list[program.Prepared] = []
+    batches = rig.captured_with(arm.point, size)
     with rig.group.together():
-        for number, variation in rig.captured_with(arm.point, size):
+        for number, variation in batches:
             rig.load_variation(variation, number)
             with arm.context:
                 found += arm.runner.prepare([size])

@@ -61,8 +61,8 @@ class Partners:
     ) -> None:
         self._end()
 
-    def require_alive(self) -> None:
-        """Return if no rank has ended; whether one has takes a moment to show. Else this process ends, too."""
+    def await_ends(self) -> None:
+        """Return a moment later, unless a rank has ended, which takes so long to show; this process then ends, too."""
         time.sleep(LAST_WORDS_S)
 
     def _watch(self, rank: int, process: subprocess.Popen[bytes]) -> None:

@@ -62,7 +62,7 @@ def capture(rig: Rig) -> Generator[Event, None, dict[str, Prepared]]:
                 prepared[point.key] = prepare(rig, point)
             except Exception as error:
                 yield failure(job, point, "capture", error)
-                recover(job)
+                recover(job, error)
     return prepared
 
 
@@ -126,7 +126,7 @@ def prove(rig: Rig, gate: Gate, prepared: list[Prepared], clock: Clock) -> Gener
                 verdict = gate.check(arm)
         except Exception as error:
             yield failure(job, point, "verify", error)
-            recover(job)
+            recover(job, error)
             continue
         facts = graph_facts(each)
         if verdict.wrong:

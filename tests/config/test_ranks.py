@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from mlaprof.analysis.differences import notes
 from mlaprof.config.load import load_study, resolved_yaml, study_from_resolved
 from mlaprof.config.ranks import require_gpus
 from mlaprof.errors import ConfigError
@@ -77,6 +78,16 @@ def test_the_manifest_says_what_ranks_run_under(tmp_path: Path, monkeypatch: pyt
     assert resumed_run(str(opening.path), tmp_path, DeviceChoice.cpu, study=None, config=None).plan.jobs
     monkeypatch.setenv("NCCL_NVLS_ENABLE", "1")
     assert environment.snapshot(environment.RANK_VARIABLES).variables["NCCL_NVLS_ENABLE"] == "0"
+
+
+def test_a_comparison_tells_of_another_world(tmp_path: Path) -> None:
+    """As of every other difference of the layer; a run of before there were ranks is one of a rank alone."""
+    two, one = (opened(load_study(written(tmp_path, tp)), tmp_path).manifest for tp in ("{world: 2}", "{world: 1}"))
+    before = one.model_copy(update={"study_yaml": one.study_yaml.replace("tp:\n  world: 1\n", "")})
+    assert "tp" not in before.study_yaml.replace("tp_size", "")
+
+    assert not list(notes(before, one))
+    assert {str(each) for each in notes(before, two)} >= {"tp.world 1 -> 2", "shape.num_heads 16 -> 8"}
 
 
 def opened(study: Study, folder: Path):

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from mlaprof.capture.graphs import CaptureError
 from mlaprof.facts import Check
 from mlaprof.layer.weights import random_weights
 from mlaprof.machine import descendants
@@ -21,7 +22,8 @@ from mlaprof.shapes import PRESETS, tensor_parallel
 from mlaprof.study import DRILL_VARIABLE, MODES, FaultSpec, StageLimits, TpSpec
 from mlaprof.sweep import spawn_worker, sweep
 from mlaprof.wire import decode, encode
-from mlaprof.worker.group import Group, group_of
+from mlaprof.worker.events import ContextLost, RankFailed, recover
+from mlaprof.worker.group import Group, Seat, group_of
 from mlaprof.worker.rig import Rig
 from mlaprof.worker.slowest import disagreement, rank_facts, slowest
 
@@ -130,19 +132,22 @@ def another_rank(planned, tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
     job = job_of(planned, "sweep: {num_tokens: 3, mode: split_eager}")
     program = f"""
 import sys, pathlib
+from mlaprof.capture.graphs import CaptureError
 from mlaprof.facts import Check
 from mlaprof.records import Job
+from mlaprof.worker.events import RankFailed
 from mlaprof.worker.group import Seat, group_of
 job = Job.model_validate_json(sys.stdin.read())
 with group_of(job, Seat(1, {str(tmp_path / "meeting")!r})) as group:
     assert group.gather("one")  == ["zero", "one"]
     group.worst([Check(name="a", value=0.5, limit=1), Check(name="b", value=float("nan"), limit=1)])
     assert group.any(True) and group.most(2.0) == 3.0
-    try:
-        with group.together():
-            raise ValueError("no room")
-    except ValueError:
-        pass
+    for error in (CaptureError("cannot", op="a"), ValueError("no room")):
+        try:
+            with group.together():
+                raise error
+        except (CaptureError, RankFailed) as met:
+            assert isinstance(error, CaptureError) == isinstance(met, CaptureError)
     group.meet()
 """
     process = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE)
@@ -156,17 +161,19 @@ with group_of(job, Seat(1, {str(tmp_path / "meeting")!r})) as group:
 
 def test_ranks_agree(planned, tmp_path: Path, another_rank: subprocess.Popen[bytes]) -> None:
     """The worst value of a check is everybody's, one yes is a yes, and where one fails all do."""
-    from mlaprof.worker.group import RankFailed, Seat
-
     job = job_of(planned, "sweep: {num_tokens: 3, mode: split_eager}")
     with group_of(job, Seat(0, str(tmp_path / "meeting"))) as group:
         assert group.gather("zero") == ["zero", "one"]
         checks = group.worst([Check(name="a", value=0.2, limit=1), Check(name="b", value=0.0, limit=1)])
         assert checks[0].value == 0.5 and not checks[1].passed
         assert group.any(False) and group.most(3.0) == 3.0
+        with pytest.raises(CaptureError, match=r"^cannot either"), group.together():
+            raise CaptureError("cannot either", op="a")
         with pytest.raises(RankFailed, match="rank 1: ValueError: no room"), group.together():
             pass
         group.meet()
+    with pytest.raises(ContextLost):  # the rest is for a fresh group
+        recover(job, RankFailed("rank 1: ValueError: no room"))
     assert another_rank.wait(60) == 0 and not torch.distributed.is_initialized()
 
 
