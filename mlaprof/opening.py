@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -15,7 +15,7 @@ from mlaprof.errors import ConfigError, MachineError, RunFileError
 from mlaprof.facts import TunedUse
 from mlaprof.machine import environment
 from mlaprof.plan import Plan, expand
-from mlaprof.records import Device, Kind, Manifest, work
+from mlaprof.records import Device, Environment, Kind, Manifest, work
 from mlaprof.store import Work
 from mlaprof.study import Study
 from mlaprof.tuning.serve import served
@@ -71,9 +71,8 @@ def new_run(
     """
     device = device_of(choice)
     plan = expand(study, device)
-    manifest = manifest_of(
-        study.name, device, resolved_yaml(study), plan.planned, command=command, own=_variables(study)
-    )
+    manifest = manifest_of(study.name, device, resolved_yaml(study), plan.planned, command=command)
+    manifest = manifest.model_copy(update={"environment": _for_ranks(study, manifest.environment)})
     if tuned is None:
         tuned = served(study, plan.points, manifest.environment, device, results)
     manifest = manifest.model_copy(update={"tuned": tuple(tuned)})
@@ -82,15 +81,9 @@ def new_run(
 
 
 def manifest_of(
-    name: str,
-    device: Device,
-    study_yaml: str,
-    planned: Iterable[tuple[Kind, str, int]],
-    *,
-    command: Sequence[str],
-    own: Mapping[str, str] | None = None,
+    name: str, device: Device, study_yaml: str, planned: Iterable[tuple[Kind, str, int]], *, command: Sequence[str]
 ) -> Manifest:
-    """The head of a run that begins now, here; own: variables that workers are given beside this process's."""
+    """The head of a run that begins now, here."""
     now = datetime.now(UTC)
     return Manifest(
         schema_version=store.SCHEMA_VERSION,
@@ -100,7 +93,7 @@ def manifest_of(
         command=tuple(command),
         device=device,
         study_yaml=study_yaml,
-        environment=environment.snapshot(own),
+        environment=environment.snapshot(),
         planned=tuple(work(*each) for each in planned),
     )
 
@@ -123,7 +116,8 @@ def resumed_run(
         )
     same_machine(manifest, choice)
     began = study_from_resolved(manifest.study_yaml)
-    changed = [str(each) for each in changes_since(manifest, environment.snapshot(_variables(began)), __version__)]
+    here = _for_ranks(began, environment.snapshot())
+    changed = [str(each) for each in changes_since(manifest, here, __version__)]
     if changed and not force:
         others = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
         raise MachineError(
@@ -137,9 +131,11 @@ def resumed_run(
     return Opening(plan.without(done), path, manifest, done, forced)
 
 
-def _variables(study: Study) -> dict[str, str]:
-    """What the workers of this study are given beside this process's variables."""
-    return environment.RANK_VARIABLES if study.layer.tp.world > 1 else {}
+def _for_ranks(study: Study, found: Environment) -> Environment:
+    """The environment as the workers of this study have it, whose ranks are given variables of their own."""
+    if study.layer.tp.world == 1:
+        return found
+    return found.model_copy(update={"variables": {**found.variables, **environment.RANK_VARIABLES}})
 
 
 def _now() -> str:

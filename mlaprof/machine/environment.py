@@ -43,11 +43,8 @@ _URL_WITH_USER = re.compile(r"://[^/\s]*@")
 _VARIABLE_CHARACTERS = 1000
 
 
-def snapshot(own: Mapping[str, str] | None = None) -> Environment:
-    """This machine and this mlaprof, now; what cannot be told is None or says so.
-
-    own  variables that workers are given beside this process's
-    """
+def snapshot() -> Environment:
+    """This machine and this mlaprof, now; what cannot be told is None or says so."""
     with Nvml() as nvml:
         gpus, status, used = nvml.gpus(), nvml.status, nvml.cuda_index()
         cuda_driver, confidential = nvml.cuda_driver, nvml.confidential_computing
@@ -65,7 +62,7 @@ def snapshot(own: Mapping[str, str] | None = None) -> Environment:
         source_sha256=source_sha256(Path(version.__file__).parent),
         git_commit=commit,
         git_dirty=dirty,
-        variables=behaviour_variables({**os.environ, **(own or {})}),
+        variables=behaviour_variables(os.environ),
         used_gpu=used,
         cuda_driver=cuda_driver,
         confidential_computing=confidential,

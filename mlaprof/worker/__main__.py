@@ -39,14 +39,14 @@ def main() -> None:
     job = decode_job(sys.stdin.buffer.read())
     make_keys_stable()
     mark = Mark(options.mark)
-    seat = Seat(options.rank, options.meeting) if options.rank else None
+    seat = (Seat(options.rank, options.meeting),) if options.rank else ()
     with open(os.devnull if options.fd is None else options.fd, "w", encoding="utf-8", buffering=1) as lines:
-        events = run_job(job, mark, seat)
+        events = run_job(job, mark, *seat)
         if isinstance(job, Job) and job.faults:
             from mlaprof.drill.strike import Drill  # only checkouts have it
 
             mark = Drill(options.mark, job, lines.fileno(), options.rank)
-            events = mark.events(run_job(job, mark, seat))
+            events = mark.events(run_job(job, mark, *seat))
         try:
             for event in events:
                 if isinstance(event, Started):
@@ -55,9 +55,9 @@ def main() -> None:
         except ContextLost:
             # The Measurement that says why is out; whatever is left needs a fresh process.
             lines.flush()
-            if seat is None:
+            if not seat:
                 os._exit(3)
-        if seat is not None:
+        if seat:
             # Rank 0 has the last word, and ends this one with it: a rank that ends before is a fault.
             time.sleep(WAIT_S)
 

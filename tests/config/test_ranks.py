@@ -10,7 +10,6 @@ from mlaprof.analysis.differences import notes
 from mlaprof.config.load import load_study, resolved_yaml, study_from_resolved
 from mlaprof.config.ranks import require_gpus
 from mlaprof.errors import ConfigError
-from mlaprof.machine import environment
 from mlaprof.opening import DeviceChoice, new_run, resumed_run
 from mlaprof.study import Study
 
@@ -77,7 +76,8 @@ def test_the_manifest_says_what_ranks_run_under(tmp_path: Path, monkeypatch: pyt
     opening.writer().finish()
     assert resumed_run(str(opening.path), tmp_path, DeviceChoice.cpu, study=None, config=None).plan.jobs
     monkeypatch.setenv("NCCL_NVLS_ENABLE", "1")
-    assert environment.snapshot(environment.RANK_VARIABLES).variables["NCCL_NVLS_ENABLE"] == "0"
+    again = opened(load_study(written(tmp_path)), tmp_path)
+    assert again.manifest.environment.variables["NCCL_NVLS_ENABLE"] == "0"
 
 
 def test_a_comparison_tells_of_another_world(tmp_path: Path) -> None:
