@@ -72,6 +72,23 @@ class Timing(Record):
     first_call_s: float  # build, JIT and first run; never mixed in
 
 
+class RankFacts(Record):
+    """What the ranks of a tensor parallel layer saw of one arm in one process. The Timing beside it has the slowest
+    rank's time of each round."""
+
+    device_s: tuple[Samples, ...]  # a rank: as Timing.device_s
+    disagreement: tuple[str, ...] = ()  # kernels whose tiles are not the same on all ranks
+
+    @property
+    def world(self) -> int:
+        return len(self.device_s)
+
+    @property
+    def spread_s(self) -> tuple[float, ...]:
+        """The slowest rank's time less the fastest's, one entry a round."""
+        return tuple(max(each) - min(each) for each in zip(*self.device_s, strict=True))
+
+
 class NodeCounts(Record):
     """Nodes of CUDA graphs by type; on a CPU every recorded operator counts as a kernel."""
 

@@ -15,7 +15,7 @@ from mlaprof.errors import ConfigError, MachineError, RunFileError
 from mlaprof.facts import TunedUse
 from mlaprof.machine import environment
 from mlaprof.plan import Plan, expand
-from mlaprof.records import Device, Kind, Manifest, work
+from mlaprof.records import Device, Environment, Kind, Manifest, work
 from mlaprof.store import Work
 from mlaprof.study import Study
 from mlaprof.tuning.serve import served
@@ -72,6 +72,7 @@ def new_run(
     device = device_of(choice)
     plan = expand(study, device)
     manifest = manifest_of(study.name, device, resolved_yaml(study), plan.planned, command=command)
+    manifest = manifest.model_copy(update={"environment": _for_ranks(study, manifest.environment)})
     if tuned is None:
         tuned = served(study, plan.points, manifest.environment, device, results)
     manifest = manifest.model_copy(update={"tuned": tuple(tuned)})
@@ -114,7 +115,9 @@ def resumed_run(
             f"not the study of run {manifest.run_id}", where=str(config), hint="leave CONFIG out, or start a new run"
         )
     same_machine(manifest, choice)
-    changed = [str(each) for each in changes_since(manifest, environment.snapshot(), __version__)]
+    began = study_from_resolved(manifest.study_yaml)
+    here = _for_ranks(began, environment.snapshot())
+    changed = [str(each) for each in changes_since(manifest, here, __version__)]
     if changed and not force:
         others = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
         raise MachineError(
@@ -122,10 +125,17 @@ def resumed_run(
             where="--resume",
             hint="start a new run, or go on with --force: the run will say what it is of",
         )
-    plan = expand(study_from_resolved(manifest.study_yaml), manifest.device).with_tuned(manifest.tuned)
+    plan = expand(began, manifest.device).with_tuned(manifest.tuned)
     done = frozenset(store.done(path))
     forced = f"{_now()}, after {len(done)} measurements: {', '.join(changed)}" if changed else ""
     return Opening(plan.without(done), path, manifest, done, forced)
+
+
+def _for_ranks(study: Study, found: Environment) -> Environment:
+    """The environment as the workers of this study have it, whose ranks are given variables of their own."""
+    if study.layer.tp.world == 1:
+        return found
+    return found.model_copy(update={"variables": {**found.variables, **environment.RANK_VARIABLES}})
 
 
 def _now() -> str:

@@ -18,6 +18,7 @@ from mlaprof.facts import (
     KernelResources,
     MemoryUse,
     NoiseRounds,
+    RankFacts,
     Record,
     SearchFacts,
     StepCounts,
@@ -126,7 +127,8 @@ class Measurement(Record):
     emulated: bool
     recorded_at: str  # UTC, ISO 8601
     timing: Timing | None = None
-    memory: MemoryUse | None = None
+    ranks: RankFacts | None = None  # of a timing, where tensor parallel ranks ran the layer
+    memory: MemoryUse | None = None  # of the first rank
     graph: GraphFacts | None = None
     counts: StepCounts | None = None
     dispatch: DispatchTax | None = None

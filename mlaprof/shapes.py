@@ -145,6 +145,12 @@ def tensor_parallel(shape: LayerShape, tp_size: int) -> LayerShape:
     )
 
 
+def undivided(shape: LayerShape) -> LayerShape:
+    """The whole layer of which shape is one rank's share."""
+    heads, width = shape.num_heads * shape.tp_size, shape.intermediate_size * shape.tp_size
+    return replace(shape, num_heads=heads, intermediate_size=width, tp_size=1)
+
+
 _V3_2 = LayerShape(
     hidden_size=7168,
     num_heads=128,

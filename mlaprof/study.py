@@ -78,11 +78,21 @@ class LayerOptions(Part):
     llama_4_scaling: bool = False  # refused: the DSA path would silently ignore it
 
 
+MAX_WORLD = 8  # GPUs of one host
+
+
+class TpSpec(Part):
+    """Tensor parallel ranks that run the layer together, their outputs summed behind o_proj. 1: one rank, alone."""
+
+    world: Annotated[int, Field(ge=1, le=MAX_WORLD)] = 1
+
+
 class LayerSpec(Part):
     """What to build: shape, depth, weights and switches. The same for every Point of a Study."""
 
     preset: str  # the preset's name, or the study's own name for its shape
-    shape: LayerShape
+    shape: LayerShape  # what one rank holds
+    tp: TpSpec = TpSpec()
     num_layers: PositiveInt = 1
     mlp: Literal["none", "dense"] = "none"
     weights: WeightsSpec = WeightsSpec()
@@ -272,6 +282,7 @@ class FaultSpec(Part):
     key: str  # of the Point that it strikes; of the first one of a job for build
     kind: Literal["timing", "memory", "counts", "compile"] = "timing"
     process: int | None = 0  # None: every one
+    rank: int = 0  # of a tensor parallel layer
 
 
 class Study(Part):

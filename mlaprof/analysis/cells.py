@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mlaprof.analysis.clocks import Bound, StepBudget, bound
+from mlaprof.analysis.ranks import RankSpread
 from mlaprof.analysis.ratios import BoundaryPrice, ModeMean, PiecewiseVsBreakable
 from mlaprof.analysis.stats import Estimate
 from mlaprof.facts import Check, GateFacts, GraphFacts, KernelResources, MemoryUse, SizeFacts, StepCounts
@@ -25,6 +26,7 @@ FindingKind = Literal[
     "partial",
     "incomplete",
     "throttled",
+    "ranks_disagree",
     "shared_gpu",
     "noisy",
     "self_synchronising",
@@ -81,6 +83,7 @@ class Cell:
     sustained_s: Estimate | None = None
     warm_device_s: Estimate | None = None
     budget: StepBudget | None = None  # None where sustained_s is not measured, or emulated
+    ranks: RankSpread | None = None  # of a tensor parallel layer; the times above are those of the slowest
     processes: int = 0  # fresh processes that the samples are of
     speedup: Estimate | None = None  # of device_s over the baseline of the cell, default tiles; above 1 is faster
     submit_speedup: Estimate | None = None  # of submit_s, likewise; None where emulated: it would be speedup again

@@ -11,7 +11,7 @@ from mlaprof.analysis.stored import stored_study
 from mlaprof.errors import MachineError
 from mlaprof.kernels.tiles import label
 from mlaprof.records import Environment, Manifest
-from mlaprof.study import BatchSpec, BudgetSpec, CaptureSpec, LayerOptions, MeasureSpec
+from mlaprof.study import BatchSpec, BudgetSpec, CaptureSpec, LayerOptions, MeasureSpec, TpSpec
 
 MACHINE = frozenset({"device", "processor", "capture"})  # mismatches that another machine brings
 # Notes that are told before all others: what most often explains a change.
@@ -21,6 +21,7 @@ MEASURED = ("driver", "torch", "triton", "kernel source", "git commit")  # what 
 # What a study stored before a setting existed ran with.
 DEFAULTS: dict[str, Any] = {
     "layer": LayerOptions().model_dump(),
+    "tp": TpSpec().model_dump(),
     "batch": BatchSpec().model_dump(),
     "capture": CaptureSpec().model_dump(),
     "budget": BudgetSpec().model_dump(),

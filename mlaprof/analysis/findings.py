@@ -48,6 +48,7 @@ def findings(cells: Iterable[Cell], budget: BudgetSpec) -> tuple[Finding, ...]:
         Finding("partial", keys(c for c in every if c.notes)),
         Finding("incomplete", keys(c for c in every if c.counts and not c.counts.complete)),
         Finding("throttled", keys(c for c in every if c.throttled)),
+        Finding("ranks_disagree", keys(c for c in every if c.ranks and c.ranks.disagreement)),
         Finding("shared_gpu", keys(c for c in every if c.other_processes)),
         Finding("noisy", keys(c for c in every if c.device_s and c.device_s.half_width > NOISY_HALF_WIDTH)),
         Finding("self_synchronising", keys(c for c in every if c.self_synchronising)),

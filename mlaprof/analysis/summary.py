@@ -13,6 +13,7 @@ from mlaprof.analysis.clocks import StepBudget, step_budget
 from mlaprof.analysis.findings import breaches, findings
 from mlaprof.analysis.floor import noise_floor, twin_trouble
 from mlaprof.analysis.keys import identity, of_point
+from mlaprof.analysis.ranks import rank_spread
 from mlaprof.analysis.ratios import ModeMean
 from mlaprof.analysis.seen import Seen, collect, parts
 from mlaprof.analysis.stats import Bootstrap, Estimate, geometric_mean
@@ -109,6 +110,7 @@ def _cell(key: str, seen: Seen, arms: Mapping[str, Arm], *, emulated: bool) -> C
     )
     if arm is None:
         return cell
+    cell = replace(cell, ranks=rank_spread(each.ranks for each in seen.timings.values()))
     return _with_ratios(
         _with_timings(cell, arm), arm, arms.get(f"{cell.place}/{BASELINE}"), arms.get(f"{cell.place}/{cell.way}")
     )

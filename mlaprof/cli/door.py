@@ -15,8 +15,10 @@ import typer
 from rich.console import Console
 
 from mlaprof.config.load import load_study
+from mlaprof.config.ranks import require_gpus
 from mlaprof.errors import ConfigError
-from mlaprof.opening import DeviceChoice
+from mlaprof.machine.environment import visible_gpus
+from mlaprof.opening import DeviceChoice, device_of
 from mlaprof.study import Preset, Study
 from mlaprof.version import __version__
 
@@ -82,6 +84,12 @@ def study_of(
     if config is None:
         raise ConfigError("no study given", where="CONFIG", hint="name a YAML file, e.g. configs/quickstart.yaml")
     return load_study(config, axes=_axes(axis), settings=setting or (), preset=preset)
+
+
+def require_ranks(study: Study, device: DeviceChoice, config: Path | None, setting: list[str] | None) -> None:
+    """Raise ConfigError where the study's tensor parallel ranks have not a GPU each; a CPU emulates them all."""
+    if config is not None and study.layer.tp.world > 1 and device_of(device) == "cuda":
+        require_gpus(config, setting or (), study.layer.tp.world, visible_gpus())
 
 
 def preset_of(quick: bool, rigorous: bool) -> Preset:

@@ -31,6 +31,7 @@ from mlaprof.cli.door import (
     err,
     out,
     preset_of,
+    require_ranks,
     study_of,
 )
 from mlaprof.errors import ConfigError
@@ -87,6 +88,7 @@ def sweep(
         if force:
             raise ConfigError("is of a run to go on with", where="--force", hint="add --resume RUN, or leave it out")
         study = study_of(config, axis, setting, preset)
+        require_ranks(study, device, config, setting)
         opening = new_run(study, device, out_file, results, command=("mlaprof", *sys.argv[1:]))
     else:
         beside = _study_beside_a_run(config, axis, setting, preset, out_file)
@@ -128,6 +130,7 @@ def graph(
 ) -> None:
     """Print how each mode cuts CONFIG's step: its segments, what is captured, what is launched. Stores nothing."""
     study, chosen = study_of(config, axis, setting), device_of(device)
+    require_ranks(study, device, config, setting)
     plan = inspection(study, chosen, tokens)
     if dispatch_tax:
         if not shared_gpu:

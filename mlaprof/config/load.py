@@ -7,6 +7,7 @@
                                   # either may add name: what this shape is called in results; else the study's name
     num_layers: 2
     mlp: none                     # or dense
+    tp: {world: 2}                # ranks that run the layer together; preset or shape is the whole layer, or a share
     weights: {seed: 0}            # or {safetensors: PATH, layer: N}
     layer: {short_seq_mha_threshold: 0, ...}           # LayerOptions
     sweep:                        # the matrix: a list or a generator (axes.py) is an axis, a scalar one value
@@ -41,6 +42,7 @@ from pydantic import Field
 from mlaprof.config.axes import ALIASES, AXES, from_text, values
 from mlaprof.config.draft import Draft, did_you_mean
 from mlaprof.config.legality import check_legality
+from mlaprof.config.ranks import rank_share
 from mlaprof.config.settings import drafted, require_mapping
 from mlaprof.config.shape import check_name, located, read_shape
 from mlaprof.config.yamltext import dump, parse
@@ -62,6 +64,7 @@ from mlaprof.study import (
     StageLimits,
     Study,
     TileChoice,
+    TpSpec,
     WeightsSpec,
 )
 
@@ -77,6 +80,7 @@ class _StudyFile(Part):
     name: str
     num_layers: PositiveInt = 1
     mlp: Literal["none", "dense"] = "none"
+    tp: TpSpec = TpSpec()
     weights: WeightsSpec = WeightsSpec()
     layer: LayerOptions = LayerOptions()
     sweep: _Sweep
@@ -91,6 +95,7 @@ class _StudyFile(Part):
 
 _KEYS: dict[str, Sequence[str]] = {
     "": ("preset", "shape", *(name for name in _StudyFile.model_fields if name != "faults")),
+    "tp": tuple(TpSpec.model_fields),
     "weights": tuple(WeightsSpec.model_fields),
     "layer": tuple(LayerOptions.model_fields),
     "sweep": tuple(_Sweep.model_fields),
@@ -141,6 +146,7 @@ def resolved_yaml(study: Study) -> str:
             "shape": {"name": study.layer.preset, **asdict(study.layer.shape)},
             "num_layers": study.layer.num_layers,
             "mlp": study.layer.mlp,
+            "tp": study.layer.tp.model_dump(),
             "weights": source if weights.safetensors is None else weights.model_dump(exclude={"seed"}),
             "layer": study.layer.options.model_dump(),
             "sweep": sweep | rules,
@@ -205,6 +211,7 @@ def _study(draft: Draft, folder: Path) -> Study:
     if file is None or named_shape is None:
         raise ValueError("expected a complaint about the study, got none")
     shape_name, shape = named_shape
+    shape = rank_share(draft, shape, file.tp.world)
     weights = file.weights
     if weights.safetensors is not None:
         source = located(draft, ("weights", "safetensors"), weights.safetensors, folder)
@@ -214,6 +221,7 @@ def _study(draft: Draft, folder: Path) -> Study:
         layer=LayerSpec(
             preset=shape_name or file.name,
             shape=shape,
+            tp=file.tp,
             num_layers=file.num_layers,
             mlp=file.mlp,
             weights=weights,

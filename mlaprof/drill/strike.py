@@ -21,15 +21,17 @@ class Drill(Mark):
     """A mark that strikes the Point whose turn it is, and the events of a job under the faults of its study.
 
     lines   descriptor of the worker's pipe, for rubbish
+    rank    whose faults these are, in the group of a tensor parallel layer
 
     Raises ValueError where drills are not allowed.
     """
 
-    def __init__(self, descriptor: int | None, job: Job, lines: int) -> None:
+    def __init__(self, descriptor: int | None, job: Job, lines: int, rank: int = 0) -> None:
         super().__init__(descriptor)
         if os.environ.get(DRILL_VARIABLE) != "1":
             raise ValueError(f"faults: expected none without {DRILL_VARIABLE}=1, got {len(job.faults)}")
-        self._faults = [each for each in job.faults if each.kind == job.kind and each.process in (None, job.process)]
+        mine = (each for each in job.faults if each.rank == rank and each.process in (None, job.process))
+        self._faults = [each for each in mine if each.kind == job.kind]
         self._job = job
         self._lines = lines
         self._stage = ""

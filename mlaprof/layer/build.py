@@ -25,10 +25,12 @@ def build_stack(
     mlp: bool = False,
     short_seq_mha_threshold: int = 0,
     linear: LinearKind = "bf16",
+    reduces: bool = False,
 ) -> Stack:
     """One decoder layer a weight dict (`weights.random_weights` or `checkpoint_weights`), weights fused and ready.
 
-    linear  other than bf16 wants weights that went `through_blocks`
+    linear   other than bf16 wants weights that went `through_blocks`
+    reduces  shape and weights are one rank's share, and what the ranks' products give is summed over them
 
     Raises ValueError for a shape the split has no answer to: q_lora_rank 0 (MLA-lite).
     """
@@ -47,6 +49,7 @@ def build_stack(
             form=form,
             short_seq_mha_threshold=short_seq_mha_threshold,
             linear=linear,
+            reduces=reduces,
         )
         attn.post_load_weights()
         layers.append(DecoderLayer(attn, weights, mlp=mlp))

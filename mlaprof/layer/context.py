@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Protocol
 
@@ -17,6 +17,8 @@ from torch import Tensor
 
 from mlaprof.layer.metadata import AttnMetadata
 from mlaprof.study import MultiStream
+
+Reduce = Callable[[Tensor], None]
 
 _current = threading.local()
 
@@ -51,9 +53,10 @@ class ForwardContext:
     compiled is the engine's torch-compile flag: true while the layer runs under a graph optimizer, at run time too,
     not only while Dynamo traces. It switches the short-MHA branch off. multi_stream says where independent work inside
     the ops runs on two streams of a GPU (`maybe_execute_in_parallel`): nowhere, in captures, or in eager runs as well.
+    reduce sums a tensor over the ranks, in place; a layer of one rank never asks for it.
     """
 
-    __slots__ = ("_aux_stream", "_device", "_layers", "_metadata", "_outer", "compiled", "multi_stream")
+    __slots__ = ("_aux_stream", "_device", "_layers", "_metadata", "_outer", "compiled", "multi_stream", "reduce")
 
     def __init__(
         self,
@@ -62,12 +65,14 @@ class ForwardContext:
         *,
         compiled: bool,
         multi_stream: MultiStream = "off",
+        reduce: Reduce | None = None,
     ) -> None:
         self._layers = weakref.WeakValueDictionary(layers)
         self._metadata = weakref.ref(metadata)
         self._outer: list[ForwardContext | None] = []  # one an entry: a context may be entered inside itself
         self.compiled = compiled
         self.multi_stream = multi_stream
+        self.reduce = reduce
         self._device = metadata.device
         # Made here: the first fork may stand inside a capture.
         streams = multi_stream != "off" and self._device.type == "cuda"

@@ -39,7 +39,8 @@ class MLA(nn.Module):
     """One attention layer of one tensor-parallel rank.
 
     form "split" goes through Op 1 and Op 2, cut at boundary; "monolithic" through the one in-place op, whatever the
-    boundary. Plain MLA (no indexer) has only the monolithic form.
+    boundary. Plain MLA (no indexer) has only the monolithic form. reduces: the ranks' outputs are summed behind o_proj;
+    else this rank stands alone, and its output is a part.
     """
 
     def __init__(
@@ -55,9 +56,11 @@ class MLA(nn.Module):
         boundary: Boundary = PR_BOUNDARY,
         short_seq_mha_threshold: int = 0,
         linear: LinearKind = "bf16",
+        reduces: bool = False,
     ) -> None:
         super().__init__()
         self.shape = shape
+        self.reduces = reduces
         self.linear: LinearKind = linear
         self._take(form, tiles, boundary)
         self.layer_number = layer_idx
@@ -116,6 +119,8 @@ class MLA(nn.Module):
         else:
             OPS.mla_custom_op_inplace(hidden_states, position_ids, self.layer_idx, output)
         projected: Tensor = self.o_proj(output)
+        if self.reduces:
+            OPS.all_reduce(projected)
         return projected
 
     def dsa_proj(self, hidden_states: Tensor, position_ids: Tensor, context: ForwardContext) -> list[Tensor]:

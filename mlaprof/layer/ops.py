@@ -6,6 +6,7 @@ torch 2.11, 2026-11-23), a tax that would drown small cells.
 mla_dsa_proj           Op 1: token-wise, capturable; eight tensors
 mla_dsa_attn_inplace   Op 2: reads batch structure and caches; writes only the caller's output
 mla_custom_op_inplace  the monolith: both bodies behind one op; for plain MLA, the only form
+all_reduce             the sum over tensor parallel ranks, in place: behind o_proj, outside of both ops, capturable
 index_logits ...       single kernels: CPU runs the oracle, CUDA the launcher (kernel_ops.py)
 
 The schema of Op 2 names every tensor it mutates. Unlike upstream's fused RoPE, it leaves q alone: running it twice on
@@ -59,6 +60,13 @@ def _mla_custom_op_inplace(hidden_states: Tensor, position_ids: Tensor, layer_id
     context.layer(layer_idx).forward_impl(hidden_states, position_ids, context, output)
 
 
+def _all_reduce(partial: Tensor) -> None:
+    reduce = current().reduce
+    if reduce is None:
+        raise RuntimeError("all_reduce: expected a context with a group of ranks, got one without")
+    reduce(partial)
+
+
 def _nothing(*_: object) -> None:
     """The fake of an op that returns nothing and mutates only what its schema says."""
 
@@ -72,13 +80,16 @@ def _register() -> None:
     library.define(
         "mla_custom_op_inplace(Tensor hidden_states, Tensor position_ids, str layer_idx, Tensor(a!) output) -> ()"
     )
+    library.define("all_reduce(Tensor(a!) partial) -> ()")
     for key in ("CPU", "CUDA"):
+        library.impl("all_reduce", _all_reduce, key)
         library.impl("mla_dsa_proj", _mla_dsa_proj, key)
         library.impl("mla_dsa_attn_inplace", _mla_dsa_attn_inplace, key)
         library.impl("mla_custom_op_inplace", _mla_custom_op_inplace, key)
     torch.library.register_fake(PROJ, _mla_dsa_proj_fake, lib=library)
     torch.library.register_fake(ATTN, _nothing, lib=library)
     torch.library.register_fake(MONOLITH, _nothing, lib=library)
+    torch.library.register_fake(f"{NAMESPACE}::all_reduce", _nothing, lib=library)
 
     kernel_ops.register(library)
 

@@ -10,21 +10,25 @@ from torch.nn import functional as F
 
 from mlaprof.layer.linear import Linear, RMSNorm
 from mlaprof.layer.mla import MLA, Form
+from mlaprof.layer.ops import OPS
 from mlaprof.layer.tiling import LayerTiles
 from mlaprof.study import PR_BOUNDARY, Boundary
 
 
 class DenseMLP(nn.Module):
-    """down(silu(gate(x)) * up(x)), gate and up in one product."""
+    """down(silu(gate(x)) * up(x)), gate and up in one product; reduces: summed over the ranks behind down."""
 
-    def __init__(self, weights: dict[str, Tensor]) -> None:
+    def __init__(self, weights: dict[str, Tensor], *, reduces: bool = False) -> None:
         super().__init__()
+        self.reduces = reduces
         self.gate_up_proj = Linear(weights["mlp.gate_up_proj.weight"])
         self.down_proj = Linear(weights["mlp.down_proj.weight"])
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
         down: Tensor = self.down_proj(F.silu(gate) * up)
+        if self.reduces:
+            OPS.all_reduce(down)
         return down
 
 
@@ -40,7 +44,7 @@ class DecoderLayer(nn.Module):
         self.mlp: DenseMLP | None = None
         if mlp:
             self.post_attention_layernorm = RMSNorm(weights["post_attention_layernorm.weight"], eps)
-            self.mlp = DenseMLP(weights)
+            self.mlp = DenseMLP(weights, reduces=attn.reduces)
 
     def forward(self, hidden_states: Tensor, position_ids: Tensor) -> Tensor:
         hidden_states = hidden_states + self.self_attn(self.input_layernorm(hidden_states), position_ids)

@@ -15,37 +15,48 @@ from torch import Tensor
 from mlaprof.checkpoint import FP8_BLOCK, INDEX, weight_shapes
 from mlaprof.errors import ConfigError
 from mlaprof.layer.streams import stream
-from mlaprof.shapes import LayerShape
+from mlaprof.shapes import LayerShape, undivided
 
 
-def random_weights(shape: LayerShape, *, seed: int, mlp: bool, device: torch.device) -> dict[str, Tensor]:
+def random_weights(
+    shape: LayerShape, *, seed: int, mlp: bool, device: torch.device, rank: int | None = None
+) -> dict[str, Tensor]:
     """bf16 weights drawn from N(0, 1/fan_in), norms around 1; the same on every device, never zeros.
+
+    rank  of shape.tp_size: this rank's rows and columns of the whole layer's weights, so that the ranks' outputs sum to
+          that layer's; what is replicated is the same on all. None draws the share itself, of no layer in particular
 
     Zeros would be faster than real data: input values move the power draw and with it the clock.
     """
     generator = stream("weights", seed)
+    own = weight_shapes(shape, mlp=mlp)
+    drawn = own if rank is None else weight_shapes(undivided(shape), mlp=mlp)
+
+    def placed(name: str, value: Tensor) -> Tensor:
+        share = value.to(torch.bfloat16)
+        return (share if rank is None else _share(share, own[name], shape.tp_size, rank)).to(device)
 
     def draw(name: str, size: tuple[int, ...]) -> Tensor:
         noise = torch.randn(size, generator=generator)
         if len(size) == 2:
-            return noise.mul(size[-1] ** -0.5).to(torch.bfloat16).to(device)
+            return placed(name, noise.mul(size[-1] ** -0.5))
         centre = 0.0 if name.endswith("bias") else 1.0
-        return (noise * 0.1 + centre).to(torch.bfloat16).to(device)
+        return placed(name, noise * 0.1 + centre)
 
-    return fuse({name: draw(name, size) for name, size in weight_shapes(shape, mlp=mlp).items()}, shape)
+    return fuse({name: draw(name, size) for name, size in drawn.items()}, shape)
 
 
 def checkpoint_weights(
-    path: Path, layer: int, shape: LayerShape, *, mlp: bool, device: torch.device
+    path: Path, layer: int, shape: LayerShape, *, mlp: bool, device: torch.device, rank: int = 0
 ) -> dict[str, Tensor]:
     """Layer `layer` of a safetensors file, or of a folder of them with its index.
 
-    FP8 tensors are multiplied by their `weight_scale_inv`. Heads beyond this rank's first num_heads are left out.
+    FP8 tensors are multiplied by their `weight_scale_inv`. Heads of other ranks than `rank` are left out.
     Raises ConfigError for a missing tensor or one whose shape disagrees with the study's.
     """
     prefix, checkpoint = f"model.layers.{layer}.", _Checkpoint(path)
     named = {
-        name: _read(checkpoint, prefix + name, size, tp_size=shape.tp_size).to(torch.bfloat16).to(device)
+        name: _read(checkpoint, prefix + name, size, tp_size=shape.tp_size, rank=rank).to(torch.bfloat16).to(device)
         for name, size in weight_shapes(shape, mlp=mlp).items()
     }
     return fuse(named, shape)
@@ -63,11 +74,11 @@ def fuse(named: dict[str, Tensor], shape: LayerShape) -> dict[str, Tensor]:
     return attn
 
 
-def _read(checkpoint: _Checkpoint, name: str, size: tuple[int, ...], *, tp_size: int) -> Tensor:
+def _read(checkpoint: _Checkpoint, name: str, size: tuple[int, ...], *, tp_size: int, rank: int) -> Tensor:
     value = checkpoint.tensor(name)
     if value.dtype == torch.float8_e4m3fn:
         value = dequantize(value, _block_scales(checkpoint, f"{name}_scale_inv", value))
-    value = _this_rank(value, size, tp_size)
+    value = _share(value, size, tp_size, rank)
     if tuple(value.shape) != size:
         raise ConfigError(
             f"{name} is {list(value.shape)}, the study's shape needs {list(size)}",
@@ -89,11 +100,11 @@ def _block_scales(checkpoint: _Checkpoint, name: str, codes: Tensor) -> Tensor:
     return scales
 
 
-def _this_rank(value: Tensor, size: tuple[int, ...], tp_size: int) -> Tensor:
-    """The first rank's rows or columns where the checkpoint holds tp_size times as many."""
+def _share(value: Tensor, size: tuple[int, ...], tp_size: int, rank: int) -> Tensor:
+    """A rank's rows or columns where value holds tp_size times as many."""
     for dim in range(min(value.ndim, len(size))):
         if tp_size > 1 and value.shape[dim] == size[dim] * tp_size:
-            value = value.narrow(dim, 0, size[dim]).contiguous()
+            value = value.narrow(dim, rank * size[dim], size[dim]).contiguous()
     return value
 
 

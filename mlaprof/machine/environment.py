@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import os
 import platform
 import re
@@ -33,7 +34,10 @@ PACKAGES = (
     "nvidia-cudnn-cu13",
 )
 # NVIDIA_REQUIRE_* is a container image's demand on the driver.
-_VARIABLE = re.compile(r"CUDA|CUBLAS|CUDNN|TORCH|PYTORCH|TRITON|NVIDIA_(?!REQUIRE)|(OMP|MKL|OPENBLAS)_")
+# What a group of tensor parallel ranks runs under, whatever the user's shell says. NVLink multicast sums in the switch,
+# in another order and only on some machines: off, so that runs of two machines do the same.
+RANK_VARIABLES = {"NCCL_NVLS_ENABLE": "0"}
+_VARIABLE = re.compile(r"CUDA|CUBLAS|CUDNN|NCCL|TORCH|PYTORCH|TRITON|NVIDIA_(?!REQUIRE)|(OMP|MKL|OPENBLAS)_")
 _SECRET = re.compile(r"TOKEN|KEY|SECRET|PASS|CREDENTIAL|AUTH", re.IGNORECASE)
 _URL_WITH_USER = re.compile(r"://[^/\s]*@")
 _VARIABLE_CHARACTERS = 1000
@@ -73,6 +77,12 @@ def cuda_present() -> bool:
         return False
     with Nvml() as nvml:
         return nvml.cuda_index() is not None
+
+
+def visible_gpus() -> int:
+    """How many GPUs CUDA sees."""
+    with Nvml() as nvml:
+        return next(number for number in itertools.count() if nvml.cuda_index(number) is None)
 
 
 def other_processes() -> tuple[int, ...]:

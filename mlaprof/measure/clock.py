@@ -22,6 +22,8 @@ from typing import Literal, Protocol
 
 import torch
 
+from mlaprof.measure.company import ALONE, Company
+
 Step = Callable[[], object]
 ClockName = Literal["cuda_event", "perf_counter"]
 
@@ -92,19 +94,23 @@ class CudaClock:
     cold      write twice l2_bytes before each call of a sample, so that nothing of the step's data is in the L2
     l2_bytes  the device's L2 size; unused when not cold
     delay_s   shortest spin
+    company   who takes the same steps. They meet before the host's clock begins, and the devices line up behind the
+              spin, before the start event: who comes late is not timed as communication. A spin too short for one is
+              taken again by all
 
     Raises ValueError on l2_bytes < 1 with cold, or delay_s outside (0, 1].
     """
 
     name: ClockName = "cuda_event"
 
-    def __init__(self, *, cold: bool, l2_bytes: int, delay_s: float = 0.005) -> None:
+    def __init__(self, *, cold: bool, l2_bytes: int, delay_s: float = 0.005, company: Company = ALONE) -> None:
         if cold and l2_bytes < 1:
             raise ValueError(f"l2_bytes: expected a positive size for a cold clock, got {l2_bytes}")
         if not 0.0 < delay_s <= MAX_DELAY_S:
             raise ValueError(f"delay_s: expected 0 < delay_s <= {MAX_DELAY_S}, got {delay_s}")
         self._scratch = torch.empty(2 * l2_bytes, dtype=torch.uint8, device="cuda") if cold else None
         self._delay_s = delay_s
+        self._company = company
         # By identity of the step, without holding it: a reused number costs one retake, a held step memory.
         self._last_submit_s: dict[int, float] = {}
         self._start = torch.cuda.Event(enable_timing=True)
@@ -118,6 +124,7 @@ class CudaClock:
 
     def burst(self, step: Step, steps: int) -> Burst:
         torch.cuda.synchronize()
+        self._company.meet()
         begin_ns = perf_counter_ns()
         for _ in range(steps):
             step()
@@ -134,6 +141,7 @@ class CudaClock:
     def _latency_s(self, step: Step) -> float:
         self._flush()
         torch.cuda.synchronize()  # or the flush would hide the first launch
+        self._company.meet()
         begin_ns = perf_counter_ns()
         step()
         torch.cuda.synchronize()
@@ -153,12 +161,14 @@ class CudaClock:
         return found
 
     def _attempt(self, step: Step, delay_s: float, flush: bool) -> _Queued:
+        self._company.meet()
         if flush:
             self._flush()
         if delay_s > 0.0:
             torch.cuda._sleep(int(min(delay_s, MAX_DELAY_S) * self._cycles_per_s))
         else:
             torch.cuda.synchronize()  # or the flush would hide the first launch
+        self._company.line_up()
         self._start.record()
         begin_cpu_ns = thread_time_ns()
         begin_ns = perf_counter_ns()
@@ -172,7 +182,7 @@ class CudaClock:
             self._start.elapsed_time(self._stop) * 1e-3,
             (end_ns - begin_ns) * 1e-9,
             (end_cpu_ns - begin_cpu_ns) * 1e-9,
-            filled,
+            not self._company.any(not filled),
         )
 
     def _flush(self) -> None:
@@ -203,18 +213,21 @@ class _Queued:
 class CpuClock:
     """Wall time of the call. No device apart from the host: device, submit and latency are one, an emulated figure.
 
-    cold  write a buffer larger than the last-level cache before each sample
+    cold     write a buffer larger than the last-level cache before each sample
+    company  who takes the same steps; they meet before each sample and burst
     """
 
     name: ClockName = "perf_counter"
 
-    def __init__(self, *, cold: bool) -> None:
+    def __init__(self, *, cold: bool, company: Company = ALONE) -> None:
+        self._company = company
         size = last_level_cache_bytes() * 5 // 4
         self._scratch = torch.empty(size, dtype=torch.uint8) if cold else None
 
     def sample(self, step: Step) -> Sample:
         if self._scratch is not None:
             self._scratch.fill_(1)
+        self._company.meet()
         begin_cpu_ns = thread_time_ns()
         begin_ns = perf_counter_ns()
         step()
@@ -222,6 +235,7 @@ class CpuClock:
         return Sample(elapsed_s, elapsed_s, (thread_time_ns() - begin_cpu_ns) * 1e-9, elapsed_s)
 
     def burst(self, step: Step, steps: int) -> Burst:
+        self._company.meet()
         begin_ns = perf_counter_ns()
         for _ in range(steps):
             step()

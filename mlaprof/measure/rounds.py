@@ -22,6 +22,7 @@ from time import perf_counter, sleep
 from typing import Generic, Literal, TypeVar
 
 from mlaprof.measure.clock import Burst, Clock, Sample, Step
+from mlaprof.measure.company import ALONE, Company
 
 R = TypeVar("R")
 Stop = Literal["interval", "samples", "time"]
@@ -112,6 +113,7 @@ def sample_rounds(
     valid: Callable[[Sequence[R | None], Sequence[R | None]], bool] = _always,
     bursts: bool = True,
     begin: Callable[[str], None] = _unmarked,
+    company: Company = ALONE,
     now: Callable[[], float] = perf_counter,
     pause: Callable[[float], None] = sleep,
 ) -> Rounds[R]:
@@ -126,6 +128,7 @@ def sample_rounds(
              10 s, rounds are kept as they are
     bursts   every tenth round, the first among them, each arm also runs a burst, in a random order
     begin    told the name of each arm before its step runs, outside of what is timed
+    company  who takes the same steps in the same order, with the same seed and limits: they also end together
 
     Raises ValueError on no arms, and whatever a step raises. The garbage collector is off meanwhile and back in its
     former state afterwards.
@@ -141,17 +144,17 @@ def sample_rounds(
     throttled = False
     stop: Stop | None = None
     with quiet_collector():
-        warm = _warm_up(arms, clock, limits.warmup_s, reading, begin, now, end_s)
+        warm = _warm_up(arms, clock, limits.warmup_s, reading, begin, company, now, end_s)
         while stop is None:
             shuffle(order)
             found: dict[str, tuple[Sample, R | None]] = {}
             for name in order:
                 begin(name)
                 found[name] = clock.sample(arms[name]), reading()
-            if not throttled and not valid(warm, [beside for _, beside in found.values()]):
+            if not throttled and company.any(not valid(warm, [beside for _, beside in found.values()])):
                 dropped += 1
                 most = MAX_VOID * max(limits.min_samples, done + dropped)
-                throttled = dropped > most or cooling_s >= MAX_COOLING_S or now() > end_s
+                throttled = dropped > most or cooling_s >= MAX_COOLING_S or company.any(now() > end_s)
                 if not throttled:
                     pause(pause_s)
                     cooling_s, pause_s = cooling_s + pause_s, min(PAUSE_GROWTH * pause_s, LONGEST_PAUSE_S)
@@ -165,9 +168,9 @@ def sample_rounds(
                 shuffle(order)
                 for name in order:
                     begin(name)
-                    _add_burst(series[name], arms[name], clock)
+                    _add_burst(series[name], arms[name], clock, company)
             done += 1
-            stop = _stop(series.values(), limits, done, late=now() > end_s)
+            stop = _stop(series.values(), limits, done, company, late=company.any(now() > end_s))
     return Rounds({name: each.frozen() for name, each in series.items()}, stop, dropped, cooling_s, throttled)
 
 
@@ -178,19 +181,20 @@ def half_width_s(samples: Sequence[float]) -> float:
     return (ordered[-1 - rank] - ordered[rank]) / 2
 
 
-def _add_burst(series: _Series[R], step: Step, clock: Clock) -> None:
+def _add_burst(series: _Series[R], step: Step, clock: Clock, company: Company) -> None:
     if not series.burst_steps:
-        series.burst_steps = clock.burst_steps(max(series.samples[0].device_s, series.samples[0].submit_s))
+        step_s = company.most(max(series.samples[0].device_s, series.samples[0].submit_s))
+        series.burst_steps = clock.burst_steps(step_s)
     series.bursts.append(clock.burst(step, series.burst_steps))
 
 
-def _stop(every: Collection[_Series[R]], limits: Limits, done: int, *, late: bool) -> Stop | None:
+def _stop(every: Collection[_Series[R]], limits: Limits, done: int, company: Company, *, late: bool) -> Stop | None:
     """Why the rounds end here, or None."""
     if late:
         return "time"
     if done < limits.min_samples:
         return None
-    if all(_narrow(series.samples, limits.ci_half_width) for series in every):
+    if not company.any(not all(_narrow(series.samples, limits.ci_half_width) for series in every)):
         return "interval"
     return "samples" if done >= limits.max_samples else None
 
@@ -206,18 +210,19 @@ def _warm_up(
     warmup_s: float,
     reading: Callable[[], R | None],
     begin: Callable[[str], None],
+    company: Company,
     now: Callable[[], float],
     end_s: float,
 ) -> list[R | None]:
     """All arms in rotation at the load of the rounds, none on a cool chip; the readings of the second half."""
     begin_s = now()
     readings: list[R | None] = []
-    while len(readings) < WARMUP_CALLS or now() - begin_s < warmup_s:
+    while len(readings) < WARMUP_CALLS or company.any(now() - begin_s < warmup_s):
         for name, step in arms.items():
             begin(name)
             clock.sample(step)
         readings.append(reading())
-        if now() > end_s:
+        if company.any(now() > end_s):
             break
     return readings[len(readings) // 2 :]
 

@@ -64,6 +64,7 @@ def cell_columns(
         Column("status", 0, of_cells(lambda cell: _status(cell, ascii_only)), right=False),
         Column(f"device {times.name}", 0, medians(cell.device_s for cell in rows)),
         Column(f"{sign}CI", 3, of_cells(lambda cell: plus_minus(cell.device_s, sign) if cell.device_s else "")),
+        Column(f"spread {times.name}", 1, of_cells(lambda cell: times.text(cell.ranks.spread_s) if cell.ranks else "")),
         Column(
             "speed-up",
             1,

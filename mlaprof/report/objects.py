@@ -77,6 +77,7 @@ def cell_object(cell: Cell) -> dict[str, Any]:
         "bound": cell.bound,
         "budget": asdict(cell.budget) if cell.budget else None,
         "processes": cell.processes,
+        "ranks": asdict(cell.ranks) if cell.ranks else None,
         "unfilled": cell.unfilled,
         "cache": cell.cache,
         "clock": cell.clock,
@@ -122,6 +123,8 @@ def flat(cell: Cell) -> dict[str, Any]:
         estimate: Estimate | None = getattr(cell, name)
         for part in ("median", "ci_low", "ci_high", "n"):
             row[f"{name}_{part}"] = getattr(estimate, part) if estimate else None
+    row["tp_world"] = cell.ranks.world if cell.ranks else None
+    row["rank_spread_s"] = cell.ranks.spread_s if cell.ranks else None
     for name in BUDGET:
         row[f"budget_{name}"] = getattr(cell.budget, name) if cell.budget else None
     for name in MEMORY:
@@ -169,6 +172,7 @@ CSV_HEADER: tuple[str, ...] = (
     *(f"ledger_{name}" for name in LEDGER),
     *(f"size_{name}" for name in SIZE),
     *("counts_complete", "over_budget", "gate_passed"),
+    *("tp_world", "rank_spread_s"),
 )
 
 

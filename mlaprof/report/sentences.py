@@ -89,6 +89,15 @@ def finding(found: Finding, summary: Summary) -> str:
                 f"{cells} under the GPU's power cap in up to {most:.0%} of the rounds. That is a regime, no error: "
                 "compare them with runs under the same power limit alone."
             )
+        case "ranks_disagree":
+            kernels = sorted(
+                {name for cell in _cells(found, summary) if cell.ranks for name in cell.ranks.disagreement}
+            )
+            return (
+                f"{cells} timed with other tiles on one rank than on another ({', '.join(kernels)}): the spread of "
+                "the ranks holds what the tiles differ by. Use GPUs of one kind, or name one configuration for all "
+                "under tiles: in the study, and sweep again."
+            )
         case "shared_gpu":
             most = max(cell.other_processes for cell in _cells(found, summary))
             others = "another process" if most == 1 else f"up to {most} other processes"
@@ -237,7 +246,12 @@ def conditions(summary: Summary, cells: Sequence[Cell]) -> str:
     fresh = f" ({_range(processes)} processes)" if max(processes) > 1 else ""
     caches = "+".join(sorted({cell.cache for cell in timed if cell.cache}))
     where = "cache" if summary.device == "cpu" else "L2"
-    return f"{caches} {where}, median of n={n}{fresh}, 95% CI, {_floor(summary)}{_capped(timed)}"
+    return f"{caches} {where}, median of n={n}{fresh}{_ranks(timed)}, 95% CI, {_floor(summary)}{_capped(timed)}"
+
+
+def _ranks(timed: Sequence[Cell]) -> str:
+    worlds = sorted({cell.ranks.world for cell in timed if cell.ranks})
+    return f", slowest of {_range(worlds)} ranks" if worlds else ""
 
 
 def _range(counts: Sequence[int]) -> str:

@@ -20,6 +20,7 @@ from mlaprof.layer.stack import Stack
 from mlaprof.layer.tiling import LayerTiles, tuned_tiles
 from mlaprof.records import Job, Point
 from mlaprof.study import Hold, Mode, kernel_dims
+from mlaprof.worker.group import Group
 
 SEE_THROUGH = (PROJ, ATTN, MONOLITH)  # operators whose CPU kernels are Python made of operators
 
@@ -42,7 +43,7 @@ class Arm:
         return replace(self, point=point)
 
 
-def build_arm(job: Job, point: Point, stack: Stack, buffers: InputBuffers, metadata: AttnMetadata) -> Arm:
+def build_arm(job: Job, point: Point, stack: Stack, buffers: InputBuffers, metadata: AttnMetadata, group: Group) -> Arm:
     """A runner of its own over a variant of stack, with a graph pool of its own."""
     mode, capture = point.mode, job.capture
     chosen = {choice.kernel: choice.values for choice in point.tiles}
@@ -64,7 +65,9 @@ def build_arm(job: Job, point: Point, stack: Stack, buffers: InputBuffers, metad
         runner = BreakableRunner(variant, buffers, graphs, excluded, hold=capture.hold, variant=piece_key)
     else:
         runner = PiecewiseRunner(variant, buffers, graphs, excluded, hold=capture.hold, variant=piece_key)
-    context = ForwardContext(variant.attention, metadata, compiled=not eager, multi_stream=capture.multi_stream)
+    context = ForwardContext(
+        variant.attention, metadata, compiled=not eager, multi_stream=capture.multi_stream, reduce=group.reduce
+    )
     return Arm(point, variant, runner, graphs, context, capture.hold, tiles)
 
 

@@ -23,16 +23,17 @@ def counts_job(rig: Rig) -> Iterator[Event]:
             prepared = prepare(rig, point)
         except Exception as error:
             yield failure(job, point, "capture", error)
-            recover(job)
+            recover(job, error)
             continue
         yield started(job, point, "measure")
         try:
-            rig.load(point.num_tokens)
-            counts = _counts(prepared.arm, point)
+            with rig.group.together():
+                rig.load(point.num_tokens)
+                counts = _counts(prepared.arm, point)
             event = measurement(job, point, Outcome(status="ok"), counts=counts, graph=graph_facts(prepared))
         except Exception as error:
             yield failure(job, point, "measure", error)
-            recover(job)
+            recover(job, error)
             continue
         yield event
 

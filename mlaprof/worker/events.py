@@ -26,6 +26,10 @@ class NvmlGone(Exception):
     """NVML answered when the cell began, and does not any more."""
 
 
+class RankFailed(Exception):
+    """A rank could not do what the ranks of a tensor parallel layer do together: all of them meet it, as this."""
+
+
 def started(job: Job, point: Point, stage: Stage) -> Started:
     return Started(kind=job.kind, key=point.key, stage=stage)
 
@@ -93,9 +97,9 @@ def recover(job: AnyJob, error: Exception | None = None) -> None:
     """After a failed Point: give memory back.
 
     Raises ContextLost where the CUDA context did not survive, or where `error` says that NVML did not: what is left
-    shall not be measured without it.
+    shall not be measured without it. A group of ranks ends with what failed in it, as nobody knows what each survived.
     """
-    if isinstance(error, NvmlGone):
+    if isinstance(error, NvmlGone | RankFailed):
         raise ContextLost from error
     if job.device != "cuda":
         return

@@ -64,7 +64,8 @@ class Gate:
         rig = self._rig
         with arm.context:
             rig.load(self._num_tokens)  # which graph serves an arm depends on the batch in place
-            return self._check_replays(arm) if self._captured(arm) else self._check_eager(arm)
+            verdict = self._check_replays(arm) if self._captured(arm) else self._check_eager(arm)
+        return replace(verdict, checks=tuple(rig.group.worst(verdict.checks)))
 
     def recheck(self, arm: Arm, verdict: Verdict) -> Verdict:
         """The same arm behind its timed rounds: the own batch once more."""
@@ -76,7 +77,7 @@ class Gate:
             checks, _ = self._compare(arm, "own batch, after timing")
             rig.load(self._num_tokens)
         facts = verdict.facts.model_copy(update={"after_timing": True, "replays": verdict.facts.replays + 1})
-        return Verdict((*verdict.checks, *checks), facts)
+        return Verdict((*verdict.checks, *rig.group.worst(checks)), facts)
 
     def _check_eager(self, arm: Arm) -> Verdict:
         """An arm without a graph for the own batch. Of one that fell back the pieces are timed, not the stack."""
@@ -185,8 +186,11 @@ class Gate:
         step = _Step(whole[:num_tokens].clone(), rig.cache_rows())
         checks = [verify.finite(f"eager output, {name}", step.output)]
         for probed, weights in zip(probes, rig.weights, strict=True):
-            for check in verify.against_oracle(probed, weights, rig.batch, rig.caches, positions, arm.context):
+            for check in verify.against_oracle(
+                probed, weights, rig.batch, rig.caches, positions, arm.context, total=rig.group.total
+            ):
                 checks.append(check.model_copy(update={"name": f"{name}, {check.name}"}))
+        checks = rig.group.worst(checks)
         # Only what passed: a wrong output that a later arm repeats bit for bit is wrong there too.
         if all(check.passed for check in checks):
             self._proven[key] = step

@@ -41,10 +41,11 @@ def memory_job(rig: Rig, mark: Mark | None = None) -> Iterator[Event]:
             try:
                 if point.num_tokens in broken:
                     raise broken[point.num_tokens]
-                event = _weigh(rig, arm.at(point), meter, nvml, ledger)
+                with rig.group.together():
+                    event = _weigh(rig, arm.at(point), meter, nvml, ledger)
             except Exception as error:
                 yield failure(job, point, "capture" if point.num_tokens in broken else "measure", error)
-                recover(job)
+                recover(job, error)
                 continue
             yield event
 
@@ -69,7 +70,7 @@ def _ledger(rig: Rig, arm: Arm, meter: MemoryMeter, broken: dict[int, Exception]
             if not passes_over(rig, arm.point):
                 broken[size] = error
             facts.append(not_captured(size, error))
-            recover(rig.job)
+            recover(rig.job, error)
             continue
         assert arm.graphs is not None
         before, pool_bytes = pool_bytes, arm.graphs.pool_bytes()

@@ -54,13 +54,15 @@ def capture_size(rig: Rig, arm: Arm, size: int) -> SizeFacts:
     """Capture one size on the study's own batch of that many tokens, which is in place afterwards; of a full decode
     graph also its short variant. The nodes are the own batch's, the seconds those of all. Memory is left to who weighs.
 
-    Raises ValueError where there is no such batch, CaptureError where the capture fails.
+    Raises ValueError where there is no such batch, CaptureError where the capture fails, on whatever rank.
     """
     found: list[program.Prepared] = []
-    for number, variation in rig.captured_with(arm.point, size):
-        rig.load_variation(variation, number)
-        with arm.context:
-            found += arm.runner.prepare([size])
+    batches = rig.captured_with(arm.point, size)
+    with rig.group.together():
+        for number, variation in batches:
+            rig.load_variation(variation, number)
+            with arm.context:
+                found += arm.runner.prepare([size])
     if not found[-1].graph_launches:
         cut = f": it is cut at {arm.runner.stop}" if arm.runner.stop else ""
         return SizeFacts(num_tokens=size, state="not_captured", reason=f"no piece of the step can be captured{cut}")

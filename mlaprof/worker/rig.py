@@ -26,17 +26,22 @@ from mlaprof.records import Job, Point
 from mlaprof.shapes import TOKENS_PER_BLOCK
 from mlaprof.study import BUCKETED_MODES, kernel_dims
 from mlaprof.worker.arms import Arm, build_arm
+from mlaprof.worker.group import Group
 
 SPARE_BLOCKS = 8  # pages no request owns: a stray read lands in plausible data, not outside the pool
 INPUT_SETS = 2  # one to capture with, another to replay with
 
 
 class Rig:
-    """Everything the Points of one job share, all of one phase and context length. Sized for the largest of them."""
+    """Everything the Points of one job share, all of one phase and context length. Sized for the largest of them.
 
-    def __init__(self, job: Job) -> None:
+    group  the ranks that run the layer together; by default this one alone
+    """
+
+    def __init__(self, job: Job, group: Group | None = None) -> None:
         spec, shape = job.layer, job.layer.shape
         self.job = job
+        self.group = group or Group()
         self.device = torch.device(job.device)
         self._variations: dict[tuple[int, int], tuple[Variation, ...]] = {}  # by size and `below`
         self.sizes = tuple(sorted({point.num_tokens for point in job.points}, reverse=True))
@@ -80,6 +85,7 @@ class Rig:
             mlp=spec.mlp == "dense",
             short_seq_mha_threshold=spec.options.short_seq_mha_threshold,
             linear=spec.options.linear,
+            reduces=self.group.world > 1,
         )
         self._arms: dict[tuple[str, str], Arm] = {}
         self.load(self.sizes[0])  # sets batch and loaded: what is in place
@@ -169,7 +175,7 @@ class Rig:
         """The Point's runner; Points of one way and tiles share it, so the module is traced once."""
         key = (point.way, point.tiles_label)
         if key not in self._arms:
-            self._arms[key] = build_arm(self.job, point, self.stack, self.buffers, self.metadata)
+            self._arms[key] = build_arm(self.job, point, self.stack, self.buffers, self.metadata, self.group)
         return self._arms[key].at(point)
 
     def capture_sizes(self, point: Point) -> tuple[int, ...]:
@@ -208,9 +214,10 @@ class Rig:
         spec = self.job.layer
         mlp, source = spec.mlp == "dense", spec.weights
         if source.safetensors is None:
-            return random_weights(spec.shape, seed=source.seed + number, mlp=mlp, device=self.device)
+            rank = self.group.rank if self.group.world > 1 else None
+            return random_weights(spec.shape, seed=source.seed + number, mlp=mlp, device=self.device, rank=rank)
         path, layer = Path(source.safetensors), source.layer + number
-        return checkpoint_weights(path, layer, spec.shape, mlp=mlp, device=self.device)
+        return checkpoint_weights(path, layer, spec.shape, mlp=mlp, device=self.device, rank=self.group.rank)
 
 
 def _whole_blocks(num_tokens: int) -> int:

@@ -11,6 +11,7 @@ import torch
 from mlaprof.facts import GraphFacts, Timing
 from mlaprof.machine.nvml import Nvml, Reading
 from mlaprof.measure.clock import Clock, CpuClock, CudaClock, Step
+from mlaprof.measure.company import ALONE, Company
 from mlaprof.measure.rounds import Limits, Rounds, sample_rounds
 from mlaprof.records import AnyJob, Job, Outcome, Point
 from mlaprof.worker.arms import Arm
@@ -20,6 +21,7 @@ from mlaprof.worker.health import Watch, valid_at
 from mlaprof.worker.mark import Mark
 from mlaprof.worker.prepare import Prepared, graph_facts, prepare
 from mlaprof.worker.rig import Rig, cells
+from mlaprof.worker.slowest import gathered
 
 TIME_SHARE = 0.5  # of the limit of its stage may go to the samples of one cell; the parent kills at all of it
 ORDERS_APART = 1_000_003  # between the seeds of two processes, so that their orders have nothing in common
@@ -39,7 +41,7 @@ def timing_job(rig: Rig, mark: Mark | None = None) -> Iterator[Event]:
     """Capture every arm at every size first, so that all see the same allocator; then prove and sample cell by cell."""
     job = rig.job
     mark = mark or Mark()
-    clock = clock_of(job)
+    clock = clock_of(job, rig.group)
     prepared = yield from capture(rig)
     with Nvml() as nvml:
         watch = watch_of(job, nvml)
@@ -60,7 +62,7 @@ def capture(rig: Rig) -> Generator[Event, None, dict[str, Prepared]]:
                 prepared[point.key] = prepare(rig, point)
             except Exception as error:
                 yield failure(job, point, "capture", error)
-                recover(job)
+                recover(job, error)
     return prepared
 
 
@@ -78,13 +80,15 @@ def _sampled(
     job = rig.job
     yield started(job, ready[0].arm.point, "measure")
     try:
-        others = watch.other_processes()
-        rounds = _sample(rig, ready, clock, watch, mark)
-        others = max(others, watch.other_processes())
-        verdicts = []
-        for each in ready:
-            mark(each.arm.point.key)
-            verdicts.append(gate.recheck(each.arm, each.verdict))
+        with rig.group.together():
+            others = watch.other_processes()
+            rounds = _sample(rig, ready, clock, watch, mark)
+            rounds, ranks = gathered(rig.group, rounds, [each.arm for each in ready])
+            others = max(others, watch.other_processes())
+            verdicts = []
+            for each in ready:
+                mark(each.arm.point.key)
+                verdicts.append(gate.recheck(each.arm, each.verdict))
     except Exception as error:
         lost = mark.among([each.arm.point for each in ready])
         for point in lost:
@@ -101,6 +105,7 @@ def _sampled(
             point,
             Outcome(status="ok"),
             timing=timing_of(job, clock, rounds, point.key, first_call_s=done.first_call_s, other_processes=others),
+            ranks=ranks.get(point.key),
             checks=verdict.checks,
             gate=verdict.facts,
             graph=done.graph,
@@ -116,11 +121,12 @@ def prove(rig: Rig, gate: Gate, prepared: list[Prepared], clock: Clock) -> Gener
         arm, point = each.arm, each.arm.point
         yield started(job, point, "verify")
         try:
-            first_call_s = _first_call_s(rig, each, clock)
-            verdict = gate.check(arm)
+            with rig.group.together():
+                first_call_s = _first_call_s(rig, each, clock)
+                verdict = gate.check(arm)
         except Exception as error:
             yield failure(job, point, "verify", error)
-            recover(job)
+            recover(job, error)
             continue
         facts = graph_facts(each)
         if verdict.wrong:
@@ -147,13 +153,20 @@ def _first_call_s(rig: Rig, prepared: Prepared, clock: Clock) -> float:
 def _sample(rig: Rig, ready: list[Proven], clock: Clock, watch: Watch, mark: Mark) -> Rounds[Reading]:
     rest(rig, ready)
     steps = {each.arm.point.key: step_of(each.arm) for each in ready}
-    return sample_arms(rig.job, steps, clock, watch, seed=rig.job.batch.seed, mark=mark)
+    return sample_arms(rig.job, steps, clock, watch, seed=rig.job.batch.seed, mark=mark, company=rig.group)
 
 
 def sample_arms(
-    job: AnyJob, steps: Mapping[str, Step], clock: Clock, watch: Watch, *, seed: int, mark: Mark | None = None
+    job: AnyJob,
+    steps: Mapping[str, Step],
+    clock: Clock,
+    watch: Watch,
+    *,
+    seed: int,
+    mark: Mark | None = None,
+    company: Company = ALONE,
 ) -> Rounds[Reading]:
-    """Rounds of these steps as the job's measure has it; seed of the orders, which no two processes share.
+    """Rounds of these steps as the job's measure has it; seed of the orders, which only ranks of one job share.
 
     Raises NvmlGone where NVML answered at the beginning and no more at the end, and whatever a step raises.
     """
@@ -172,6 +185,7 @@ def sample_arms(
         reading=watch.reading,
         valid=valid_at(spec.min_clock_ratio),
         begin=mark,
+        company=company,
     )
     mark("")
     watch.require_present()
@@ -234,12 +248,13 @@ def _series(values: list[float | None]) -> tuple[float, ...]:
     return known if len(known) == len(values) else ()
 
 
-def clock_of(job: AnyJob) -> Clock:
-    """The clock of the job's device and cache state."""
+def clock_of(job: AnyJob, company: Company = ALONE) -> Clock:
+    """The clock of the job's device and cache state; company takes the same steps."""
     cold = job.measure.cache == "cold"
     if job.device == "cuda":
-        return CudaClock(cold=cold, l2_bytes=torch.cuda.get_device_properties(0).L2_cache_size)
-    return CpuClock(cold=cold)
+        l2_bytes = torch.cuda.get_device_properties(0).L2_cache_size
+        return CudaClock(cold=cold, l2_bytes=l2_bytes, company=company)
+    return CpuClock(cold=cold, company=company)
 
 
 def watch_of(job: AnyJob, nvml: Nvml) -> Watch:

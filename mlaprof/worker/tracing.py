@@ -24,7 +24,7 @@ def trace_job(rig: Rig) -> Iterator[Event]:
             prepared = prepare(rig, point)
         except Exception as error:
             yield failure(job, point, "capture", error)
-            recover(job)
+            recover(job, error)
             continue
         yield started(job, point, "measure")
         try:
@@ -35,7 +35,7 @@ def trace_job(rig: Rig) -> Iterator[Event]:
             event = TraceMeasurement(**dict(found), spans=tuple(TraceSpan(**asdict(span)) for span in spans))
         except Exception as error:
             yield failure(job, point, "measure", error)
-            recover(job)
+            recover(job, error)
             continue
         yield event
 

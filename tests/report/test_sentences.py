@@ -11,6 +11,7 @@ import pytest
 
 from mlaprof.analysis.cells import Finding, FindingKind, Floor, Summary
 from mlaprof.analysis.summary import summarize
+from mlaprof.facts import RankFacts
 from mlaprof.report import sentences
 from mlaprof.report.console import print_summary
 from mlaprof.report.export import to_markdown
@@ -116,3 +117,20 @@ def test_every_kind_of_finding_has_a_sentence_that_ends(fake_runs: ModuleType, k
     summary = summarize(fake_runs.make_run([fake_runs.timing(fake_runs.point(), 1e-4, 2e-4)]))
     sentence = sentences.finding(Finding(kind, (summary.cells[0].key,)), summary)
     assert sentence.endswith(".") and sentences.heading(Finding(kind, ())) in ("warning", "note")
+
+
+def test_ranks_are_told_where_there_are_any(fake_runs: ModuleType) -> None:
+    """How many, that the row is the slowest's, by how much they differ, and whose tiles did, with what to do next."""
+    at = fake_runs.point()
+    timed = fake_runs.timing(at, 2e-4, n=3)
+    of_ranks = RankFacts(device_s=((1e-4, 1e-4, 1e-4), (2e-4, 3e-4, 2e-4)), disagreement=("topk",))
+    alone = summarize(fake_runs.make_run([timed]))
+    summary = summarize(fake_runs.make_run([timed.model_copy(update={"ranks": of_ranks})]))
+
+    assert alone.cells[0].ranks is None and "rank" not in sentences.conditions(alone, alone.cells)
+    assert "median of n=3, slowest of 2 ranks, 95% CI" in sentences.conditions(summary, summary.cells)
+    assert summary.cells[0].ranks.spread_s == pytest.approx(1e-4)
+    assert summary.cells[0].ranks.device_s == pytest.approx((1e-4, 2e-4))
+    text = to_markdown(summary)
+    assert "spread us" in text or "spread ms" in text
+    assert "1 cell timed with other tiles on one rank than on another (topk)" in text and "and sweep again." in text
