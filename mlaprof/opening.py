@@ -14,6 +14,7 @@ from mlaprof.config.load import resolved_yaml, study_from_resolved
 from mlaprof.errors import ConfigError, MachineError, RunFileError
 from mlaprof.facts import TunedUse
 from mlaprof.machine import environment
+from mlaprof.machine.seats import Seat
 from mlaprof.plan import Plan, expand
 from mlaprof.records import Device, Kind, Manifest, work
 from mlaprof.store import Work
@@ -142,9 +143,16 @@ def device_of(choice: DeviceChoice) -> Device:
     return "cuda" if choice is not DeviceChoice.cpu and present else "cpu"
 
 
-def require_gpu_alone(device: Device) -> None:
-    """Raises MachineError where another process has a context on the GPU that will be used; a CPU is always shared."""
-    if device != "cuda" or not (others := environment.other_processes()):
+def require_gpu_alone(device: Device, seats: Sequence[Seat] = ()) -> None:
+    """Raises MachineError where another process has a context on a GPU that will be used; a CPU is always shared.
+
+    seats   of the workers; none: the GPU that CUDA calls 0
+    """
+    if device != "cuda":
+        return
+    visible = [seat.gpu.uuid for seat in seats if seat.gpu]
+    others = [pid for each in visible or (None,) for pid in environment.other_processes(each)]
+    if not others:
         return
     name = environment.snapshot().processor(device)
     raise MachineError(

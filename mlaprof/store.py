@@ -12,6 +12,8 @@ Schema history (`PRAGMA user_version`; `PRAGMA application_id` says that the fil
         KernelMeasurement; a KernelPoint may be a twin; the manifest says which tuned tiles a layer was run with
     7   an Outcome names its fault; the Environment has a hash of mlaprof's own source, and the Manifest what changed
         when a run was gone on with by --force
+    8   a Timing says on which GPU (UUID) and CPUs it was taken, and how long its thread waited for a CPU; there is a
+        fault gpu_lost
 Old files are read as they are: a new field has a default that says what the old mlaprof did. A field that is new,
 renamed or of another meaning raises the version, because an older mlaprof refuses or misreads it. A run goes on only
 under the schema that it began with.
@@ -41,7 +43,7 @@ from mlaprof.wire import decode, decode_manifest, encode
 Work = tuple[Kind, str, int]
 """(kind, key, process) of one Measurement."""
 
-SCHEMA_VERSION = 7
+SCHEMA_VERSION = 8
 SUFFIX = ".mlaprof"
 
 _SCHEMA = """

@@ -56,6 +56,7 @@ FLOORS = {
     "mlaprof.analysis": 2,
     "mlaprof.verify": 2,
     "mlaprof.blame": 2,
+    "mlaprof.engine": 2,
     "mlaprof.opening": 3,
     "mlaprof.sweep": 3,
     "mlaprof.confirm": 3,

@@ -52,6 +52,12 @@ SettingOption = Annotated[list[str] | None, typer.Option("--set", help="Change a
 SharedGpuOption = Annotated[
     bool, typer.Option("--shared-gpu", help="Measure beside other processes on the GPU, too; their work distorts it.")
 ]
+GpusOption = Annotated[
+    str | None,
+    typer.Option(
+        "--gpus", help="Spread the jobs over these GPUs, a worker each: 0,1, or UUIDs; on a CPU so many emulated ones."
+    ),
+]
 DeviceOption = Annotated[DeviceChoice, typer.Option(help="auto takes the GPU where there is one.")]
 RESULTS = Path("results")
 

@@ -22,6 +22,7 @@ from mlaprof.cli.door import (
     SOME_FAILED,
     AxisOption,
     DeviceOption,
+    GpusOption,
     ResultsDir,
     RunArgument,
     SettingOption,
@@ -33,8 +34,10 @@ from mlaprof.cli.door import (
     preset_of,
     study_of,
 )
+from mlaprof.engine.local import Engine, Lanes, in_turn
 from mlaprof.errors import ConfigError
 from mlaprof.machine import checks
+from mlaprof.machine.seats import seats
 from mlaprof.opening import DeviceChoice, device_of, new_run, require_gpu_alone, resumed_run
 from mlaprof.plan import Plan, dispatch_plan, inspection
 from mlaprof.records import AnyMeasurement, Measurement, Run
@@ -73,6 +76,7 @@ def sweep(
     rigorous: Annotated[
         bool, typer.Option("--rigorous", help="For a gate: five processes, at least 100 rounds, steady clocks.")
     ] = False,
+    gpus: GpusOption = None,
     shared_gpu: SharedGpuOption = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and measure nothing.")] = False,
     json_events: Annotated[
@@ -98,14 +102,17 @@ def sweep(
         print_buckets(plan.buckets, out if dry_run else err)
     if dry_run:
         return
+    places = seats(gpus, manifest.device) if gpus else ()
     if plan.jobs and not shared_gpu:
-        require_gpu_alone(manifest.device)
+        require_gpu_alone(manifest.device, places)
+    for place in places:
+        print_line(f"GPU {place}", err)
     for line in rules_line(manifest.tuned):
         print_line(line, err)
     events = EventLog(json_events)  # refused before a run file is made
     writer = opening.writer()
     listing.print_warnings(checks.warnings(manifest.environment, manifest.device), err)
-    measure(plan, writer, events)
+    measure(plan, writer, events, Lanes(places) if places else in_turn)
     run = store.load(opening.path)
     summary = summarize(run)
     print_summary(summary, out)
@@ -182,7 +189,7 @@ def _verdict(measurements: Iterable[Measurement], summary: Summary | None = None
     return OVER_BUDGET if summary is not None and summary.over_budget else 0
 
 
-def measure(plan: Plan, writer: store.RunWriter, events: EventLog | None = None) -> None:
+def measure(plan: Plan, writer: store.RunWriter, events: EventLog | None = None, engine: Engine = in_turn) -> None:
     """Measure plan into an open run file, and tell of it on stderr and in events; an interrupt ends the command."""
     events = events or EventLog(None)
     begun = store.load(writer.path)
@@ -190,7 +197,7 @@ def measure(plan: Plan, writer: store.RunWriter, events: EventLog | None = None)
     try:
         with writer, events, progress(len(plan), err) as tell:
             events.begin(begun.manifest, writer.path, len(plan))
-            for event in run_sweep(plan, keep=writer.append):
+            for event in run_sweep(plan, engine=engine, keep=writer.append):
                 cell = running.take(event, monotonic()) if isinstance(event, Measurement) else None
                 events.tell(event, cell)
                 tell(event, cell)
