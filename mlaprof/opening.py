@@ -29,6 +29,12 @@ class DeviceChoice(StrEnum):
     cuda = "cuda"
 
 
+Part = tuple[int, int]
+"""(number, of): every of-th job of a plan, from the number-th on."""
+
+WHOLE: Part = (1, 1)
+
+
 @dataclass(frozen=True)
 class Opening:
     """A run about to be measured. Nothing is written before `writer`."""
@@ -63,10 +69,12 @@ def new_run(
     *,
     command: Sequence[str],
     tuned: Sequence[TunedUse] | None = None,
+    part: Part = WHOLE,
 ) -> Opening:
     """A run of all of study, in out_file or under its id in results.
 
     tuned   the tuned tiles to run with; None looks them up in the study's libraries
+    part    of the plan to measure; the manifest plans all of it
 
     Raises MachineError, and ConfigError on a library that cannot be read.
     """
@@ -77,7 +85,7 @@ def new_run(
         tuned = served(study, plan.points, manifest.environment, device, results)
     manifest = manifest.model_copy(update={"tuned": tuple(tuned)})
     plan = plan.with_tuned(tuned)
-    return Opening(plan, out_file or store.default_path(results, manifest.run_id), manifest)
+    return Opening(plan.part(*part), out_file or store.default_path(results, manifest.run_id), manifest)
 
 
 def manifest_of(
@@ -99,11 +107,19 @@ def manifest_of(
 
 
 def resumed_run(
-    run: str, results: Path, choice: DeviceChoice, *, study: Study | None, config: Path | None, force: bool = False
+    run: str,
+    results: Path,
+    choice: DeviceChoice,
+    *,
+    study: Study | None,
+    config: Path | None,
+    force: bool = False,
+    part: Part = WHOLE,
 ) -> Opening:
     """What is left of a run.
 
     study   given beside the run and read from `config`: it must be the stored one; None takes that
+    part    of the whole plan, so that parts stay what they were
     force   go on after a change of code or environment, too, and let the run say so; never on another processor
 
     Raises RunFileError, ConfigError or MachineError: a run goes on as it began.
@@ -126,7 +142,7 @@ def resumed_run(
     plan = expand(study_from_resolved(manifest.study_yaml), manifest.device).with_tuned(manifest.tuned)
     done = frozenset(store.done(path))
     forced = f"{_now()}, after {len(done)} measurements: {', '.join(changed)}" if changed else ""
-    return Opening(plan.without(done), path, manifest, done, forced)
+    return Opening(plan.part(*part).without(done), path, manifest, done, forced)
 
 
 def _now() -> str:

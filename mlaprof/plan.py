@@ -59,6 +59,10 @@ class Plan:
         )
         return replace(self, jobs=tuple(jobs))
 
+    def part(self, number: int, of: int) -> Plan:
+        """Every of-th job from the number-th on, 1 being the first, which has the skips as well."""
+        return replace(self, jobs=self.jobs[number - 1 :: of], skips=self.skips if number == 1 else ())
+
     def without(self, done: Collection[Work]) -> Plan:
         """What is left when the work in `done` is finished.
 

@@ -296,6 +296,7 @@ class Manifest(Record):
     environment: Environment
     planned: tuple[str, ...]  # `work` of every Measurement the plan will make, in run order
     tuned: tuple[TunedUse, ...] = ()  # which rule of the library served each kernel; empty where it has no entry
+    merged: tuple[str, ...] = ()  # ids of the runs that this one was joined from
     forced: tuple[str, ...] = ()  # for each --resume --force: when, and what had changed since the run began
 
 

@@ -3,8 +3,8 @@
     fake_worker.py MODE [TARGET] --mark M --fd N
 
 MODE    ok, or steady; or what happens at TARGET, a number of tokens: signal, exit, hang, rubbish, torn, stranger,
-        twice, chatter, build, marked, runaway; lost: as the GPU TARGET falls off the bus at the first Point; or what happens before any Point: dead, mute, rubbish-first; or at the
-        end: linger
+        twice, chatter, build, marked, runaway; lost, where TARGET is the GPU that is; or what happens before any
+        Point: dead, mute, rubbish-first; or at the end: linger
 Standard library only, so that hundreds of them start in seconds.
 """
 

@@ -60,6 +60,7 @@ FLOORS = {
     "mlaprof.opening": 3,
     "mlaprof.sweep": 3,
     "mlaprof.confirm": 3,
+    "mlaprof.merge": 3,
     "mlaprof.tune": 3,
     "mlaprof.trace": 3,
     "mlaprof.worker": 3,

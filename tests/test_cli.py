@@ -771,7 +771,7 @@ def shared(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     monkeypatch.setattr(environment, "cuda_present", lambda: True)
     monkeypatch.setattr(environment, "snapshot", lambda: there)
-    monkeypatch.setattr(environment, "other_processes", lambda: (4711, 12))
+    monkeypatch.setattr(environment, "other_processes", lambda visible=None: (4711, 12))
 
 
 def test_a_gpu_that_others_use_is_exit_code_4(mlaprof: Mlaprof, fake_worker, shared: None, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from mlaprof.config.load import load_study
 from mlaprof.errors import ConfigError
-from mlaprof.opening import DeviceChoice
+from mlaprof.opening import DeviceChoice, Part
 from mlaprof.study import Preset, Study
 from mlaprof.version import __version__
 
@@ -95,6 +95,14 @@ def preset_of(quick: bool, rigorous: bool) -> Preset:
     if quick and rigorous:
         raise ConfigError("one of them is to be followed", where="--quick --rigorous", hint="leave one of them out")
     return "quick" if quick else "rigorous" if rigorous else "standard"
+
+
+def part_of(text: str) -> Part:
+    """The numbers of `2/8`. Raises ConfigError on anything else."""
+    number, _, of = text.partition("/")
+    if not (number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
+        raise ConfigError(f"{text!r} is no part", where="--part", hint="the second of eight is 2/8")
+    return int(number), int(of)
 
 
 def _axes(given: Iterable[str] | None) -> dict[str, str]:

@@ -31,6 +31,7 @@ from mlaprof.cli.door import (
     app,
     err,
     out,
+    part_of,
     preset_of,
     study_of,
 )
@@ -76,6 +77,9 @@ def sweep(
     rigorous: Annotated[
         bool, typer.Option("--rigorous", help="For a gate: five processes, at least 100 rounds, steady clocks.")
     ] = False,
+    part: Annotated[
+        str, typer.Option("--part", help="Measure every N-th job alone: 2/8; `mlaprof merge` joins.")
+    ] = "1/1",
     gpus: GpusOption = None,
     shared_gpu: SharedGpuOption = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and measure nothing.")] = False,
@@ -86,15 +90,15 @@ def sweep(
     results: ResultsDir = RESULTS,
 ) -> None:
     """Measure every cell of CONFIG, store the run, print its table and draw its plots."""
-    preset = preset_of(quick, rigorous)
+    preset, share = preset_of(quick, rigorous), part_of(part)
     if resume is None:
         if force:
             raise ConfigError("is of a run to go on with", where="--force", hint="add --resume RUN, or leave it out")
         study = study_of(config, axis, setting, preset)
-        opening = new_run(study, device, out_file, results, command=("mlaprof", *sys.argv[1:]))
+        opening = new_run(study, device, out_file, results, command=("mlaprof", *sys.argv[1:]), part=share)
     else:
         beside = _study_beside_a_run(config, axis, setting, preset, out_file)
-        opening = resumed_run(resume, results, device, study=beside, config=config, force=force)
+        opening = resumed_run(resume, results, device, study=beside, config=config, force=force, part=share)
     plan, manifest = opening.plan, opening.manifest
     if dry_run:
         listing.print_plan(plan, out)
