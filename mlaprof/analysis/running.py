@@ -127,7 +127,8 @@ class Running:
         return max((place + 1 for place in self._places.get(key, ()) if self._is_left[place]), default=0)
 
     def _seconds(self, end: int) -> float | None:
-        """How long the work left before place `end` takes if each kind goes on as it did; of a kind not seen yet, as all did together."""
+        """How long the work left before place `end` takes if each kind goes on as it did; of a kind not seen
+        yet, as all did together."""
         if not self._done:
             return None
         mean_s = sum(self._spent_s.values()) / sum(self._done.values())
