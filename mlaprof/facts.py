@@ -42,6 +42,9 @@ Samples = Annotated[
 """Raw samples; float32 in base64 inside JSON (relative error 6e-8, far below any clock here)."""
 
 
+CONTENDED = 0.05  # of cpu_wait: beyond it others were at work on the worker's CPUs
+
+
 class Timing(Record):
     """Raw samples of one arm in one process, one entry a round in every series that is present.
 
@@ -65,6 +68,9 @@ class Timing(Record):
     cooling_s: float = 0.0  # pauses before those
     throttled: bool = False  # pausing did not help: what was measured since is kept as it is
     other_processes: int = 0  # on this GPU beside the worker, at most
+    gpu: str = ""  # UUID of the GPU it ran on; empty on a CPU, without NVML, and in older runs, which had one GPU
+    cpus: str = ""  # that the worker might run on, `0-3,8`; empty in older runs
+    cpu_wait: float | None = None  # share of the rounds' time that the submitting thread waited for a CPU
     stop: Stop | None = None  # what ended the rounds; None in runs of before this was recorded
     cache: Literal["cold", "warm"]
     clock: Literal["cuda_event", "perf_counter"]

@@ -9,6 +9,7 @@ Fault = Literal[
     "illegal_address",
     "misaligned_address",
     "cuda_error",  # any other error of the driver or of a library on the GPU
+    "gpu_lost",  # it fell off the bus, has memory that cannot be corrected, or CUDA finds it no more
     "device_oom",
     "host_oom",
     "compiler",  # it refused, crashed, or made what the GPU cannot run
@@ -26,10 +27,33 @@ Fault = Literal[
 
 # What took its worker with it, or left one that nobody can trust.
 ENDS_THE_WORKER: frozenset[Fault] = frozenset(
-    ("illegal_address", "misaligned_address", "cuda_error", "timeout", "crashed", "killed", "exited", "rubbish")
+    (
+        "illegal_address",
+        "misaligned_address",
+        "cuda_error",
+        "gpu_lost",
+        "timeout",
+        "crashed",
+        "killed",
+        "exited",
+        "rubbish",
+    )
 )
 
+_GPU_LOST = (
+    "GPU is lost",
+    "fallen off the bus",
+    "uncorrectable ECC error",
+    "CUDA_ERROR_ECC_UNCORRECTABLE",
+    "device(s) is/are busy or unavailable",  # cudaErrorDevicesUnavailable
+    "cudaErrorDevicesUnavailable",
+    "CUDA_ERROR_DEVICE_UNAVAILABLE",
+    "No CUDA GPUs are available",
+    "no CUDA-capable device is detected",
+    "CUDA_ERROR_NO_DEVICE",
+)
 _BY_TEXT: tuple[tuple[Fault, tuple[str, ...]], ...] = (  # the first whose words are in the text
+    ("gpu_lost", _GPU_LOST),
     ("illegal_address", ("illegal memory access", "CUDA_ERROR_ILLEGAL_ADDRESS")),
     ("misaligned_address", ("misaligned address", "CUDA_ERROR_MISALIGNED_ADDRESS")),
     ("device_oom", ("CUDA out of memory", "CUDA error: out of memory", "CUDA_ERROR_OUT_OF_MEMORY")),

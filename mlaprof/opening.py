@@ -14,6 +14,7 @@ from mlaprof.config.load import resolved_yaml, study_from_resolved
 from mlaprof.errors import ConfigError, MachineError, RunFileError
 from mlaprof.facts import TunedUse
 from mlaprof.machine import environment
+from mlaprof.machine.seats import Seat
 from mlaprof.plan import Plan, expand
 from mlaprof.records import Device, Environment, Kind, Manifest, work
 from mlaprof.store import Work
@@ -26,6 +27,12 @@ class DeviceChoice(StrEnum):
     auto = "auto"
     cpu = "cpu"
     cuda = "cuda"
+
+
+Part = tuple[int, int]
+"""(number, of): every of-th job of a plan, from the number-th on."""
+
+WHOLE: Part = (1, 1)
 
 
 @dataclass(frozen=True)
@@ -62,10 +69,12 @@ def new_run(
     *,
     command: Sequence[str],
     tuned: Sequence[TunedUse] | None = None,
+    part: Part = WHOLE,
 ) -> Opening:
     """A run of all of study, in out_file or under its id in results.
 
     tuned   the tuned tiles to run with; None looks them up in the study's libraries
+    part    of the plan to measure; the manifest plans all of it
 
     Raises MachineError, and ConfigError on a library that cannot be read.
     """
@@ -77,7 +86,7 @@ def new_run(
         tuned = served(study, plan.points, manifest.environment, device, results)
     manifest = manifest.model_copy(update={"tuned": tuple(tuned)})
     plan = plan.with_tuned(tuned)
-    return Opening(plan, out_file or store.default_path(results, manifest.run_id), manifest)
+    return Opening(plan.part(*part), out_file or store.default_path(results, manifest.run_id), manifest)
 
 
 def manifest_of(
@@ -99,11 +108,19 @@ def manifest_of(
 
 
 def resumed_run(
-    run: str, results: Path, choice: DeviceChoice, *, study: Study | None, config: Path | None, force: bool = False
+    run: str,
+    results: Path,
+    choice: DeviceChoice,
+    *,
+    study: Study | None,
+    config: Path | None,
+    force: bool = False,
+    part: Part = WHOLE,
 ) -> Opening:
     """What is left of a run.
 
     study   given beside the run and read from `config`: it must be the stored one; None takes that
+    part    of the whole plan, so that parts stay what they were
     force   go on after a change of code or environment, too, and let the run say so; never on another processor
 
     Raises RunFileError, ConfigError or MachineError: a run goes on as it began.
@@ -128,7 +145,7 @@ def resumed_run(
     plan = expand(began, manifest.device).with_tuned(manifest.tuned)
     done = frozenset(store.done(path))
     forced = f"{_now()}, after {len(done)} measurements: {', '.join(changed)}" if changed else ""
-    return Opening(plan.without(done), path, manifest, done, forced)
+    return Opening(plan.part(*part).without(done), path, manifest, done, forced)
 
 
 def _for_ranks(study: Study, found: Environment) -> Environment:
@@ -152,9 +169,16 @@ def device_of(choice: DeviceChoice) -> Device:
     return "cuda" if choice is not DeviceChoice.cpu and present else "cpu"
 
 
-def require_gpu_alone(device: Device) -> None:
-    """Raises MachineError where another process has a context on the GPU that will be used; a CPU is always shared."""
-    if device != "cuda" or not (others := environment.other_processes()):
+def require_gpu_alone(device: Device, seats: Sequence[Seat] = ()) -> None:
+    """Raises MachineError where another process has a context on a GPU that will be used; a CPU is always shared.
+
+    seats   of the workers; none: the GPU that CUDA calls 0
+    """
+    if device != "cuda":
+        return
+    visible = [seat.gpu.uuid for seat in seats if seat.gpu]
+    others = [pid for each in visible or (None,) for pid in environment.other_processes(each)]
+    if not others:
         return
     name = environment.snapshot().processor(device)
     raise MachineError(

@@ -6,7 +6,7 @@ Seconds, bytes, hertz, watts, degrees Celsius.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import Field
 
@@ -49,6 +49,10 @@ Device = Literal["cpu", "cuda"]
 Precision = Literal["bf16", "fp8", "fp32", ""]  # of a kernel's products; "": it has none worth counting
 
 
+_set = object.__setattr__  # a Record is frozen
+_NONE_SET: set[str] = set()  # shared: nobody asks a Point which of its fields were given
+
+
 class Point(Record):
     """One thing to measure, plain numbers only. tiles empty: every kernel's default."""
 
@@ -60,6 +64,38 @@ class Point(Record):
     boundary: Boundary = PR_BOUNDARY  # another one only in study.BOUNDED_MODES
     tiles: tuple[TileChoice, ...] = ()
     twin: bool = False  # the A/A twin: its cell's baseline once more, timed as an arm of its own
+
+    @classmethod
+    def trusted(
+        cls,
+        preset: str,
+        phase: Phase,
+        num_tokens: int,
+        context_len: int,
+        mode: Mode,
+        boundary: Boundary,
+        tiles: tuple[TileChoice, ...],
+    ) -> Self:
+        """A Point of values that a Study has validated, in a fifth of the time and a third of the memory.
+
+        What model_construct does, which looks at every field by name.
+        """
+        point = cls.__new__(cls)
+        fields = {
+            "preset": preset,
+            "phase": phase,
+            "num_tokens": num_tokens,
+            "context_len": context_len,
+            "mode": mode,
+            "boundary": boundary,
+            "tiles": tiles,
+            "twin": False,
+        }
+        _set(point, "__dict__", fields)
+        _set(point, "__pydantic_fields_set__", _NONE_SET)
+        _set(point, "__pydantic_extra__", None)
+        _set(point, "__pydantic_private__", None)
+        return point
 
     @property
     def cell(self) -> str:
@@ -298,6 +334,7 @@ class Manifest(Record):
     environment: Environment
     planned: tuple[str, ...]  # `work` of every Measurement the plan will make, in run order
     tuned: tuple[TunedUse, ...] = ()  # which rule of the library served each kernel; empty where it has no entry
+    merged: tuple[str, ...] = ()  # ids of the runs that this one was joined from
     forced: tuple[str, ...] = ()  # for each --resume --force: when, and what had changed since the run began
 
 

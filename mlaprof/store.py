@@ -12,7 +12,9 @@ Schema history (`PRAGMA user_version`; `PRAGMA application_id` says that the fil
         KernelMeasurement; a KernelPoint may be a twin; the manifest says which tuned tiles a layer was run with
     7   an Outcome names its fault; the Environment has a hash of mlaprof's own source, and the Manifest what changed
         when a run was gone on with by --force
-    8   a LayerSpec says how many tensor parallel ranks run the layer; a Measurement has what each rank's clock said
+    8   a LayerSpec says how many tensor parallel ranks run the layer; a Measurement has what each rank's clock said;
+        a Timing says on which GPU (UUID) and CPUs it was taken, and how long its thread waited for a CPU; there is a
+        fault gpu_lost; the Manifest names the runs that were merged
 Old files are read as they are: a new field has a default that says what the old mlaprof did. A field that is new,
 renamed or of another meaning raises the version, because an older mlaprof refuses or misreads it. A run goes on only
 under the schema that it began with.
@@ -27,6 +29,7 @@ import contextlib
 import re
 import secrets
 import sqlite3
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -87,7 +90,7 @@ class RunWriter:
 
     def append(self, measurement: AnyMeasurement) -> None:
         """Keep measurement, in the place of an earlier one of the same kind, key and process. Raises RunFileError."""
-        row = (measurement.kind, measurement.point.key, measurement.process, encode(measurement))
+        row = _row(measurement)
         with writing(self.path):
             self._connection.execute(_APPEND, row)
         if not self._lock.is_in_place():
@@ -171,17 +174,25 @@ def create(path: Path, manifest: Manifest) -> RunWriter:
         raise ValueError(f"manifest.schema_version: expected {SCHEMA_VERSION}, got {manifest.schema_version}")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        publish(_empty(manifest), path)
+        publish(_content(manifest), path)
     return RunWriter(path)
 
 
-def _empty(manifest: Manifest) -> bytes:
-    """The content of a run file without Measurements."""
+def write_whole(path: Path, manifest: Manifest, measurements: Iterable[AnyMeasurement]) -> None:
+    """A run file with these Measurements, and its folders; it appears whole or not at all. Raises RunFileError."""
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        publish(_content(manifest, measurements), path)
+
+
+def _content(manifest: Manifest, measurements: Iterable[AnyMeasurement] = ()) -> bytes:
+    """The bytes of a run file."""
     with contextlib.closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
         connection.executescript(
             f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA_VERSION}; BEGIN; {_SCHEMA}"
         )
         connection.execute("INSERT INTO manifest (id, record) VALUES (1, ?)", (manifest.model_dump_json(),))
+        connection.executemany(_APPEND, map(_row, measurements))
         connection.execute("COMMIT")
         return connection.serialize()
 
@@ -244,6 +255,12 @@ def resumable_manifest(path: Path) -> Manifest:
     return manifest
 
 
+def load_to_go_on(path: Path) -> Run:
+    """As load, of a run of this schema. Raises RunFileError as resumable_manifest does."""
+    resumable_manifest(path)
+    return load(path)
+
+
 def done(path: Path) -> set[Work]:
     """(kind, key, process) of every Measurement in the file that did not fail. Raises RunFileError as load does."""
     with reading(path, SCHEMA_VERSION) as connection:
@@ -288,6 +305,10 @@ def resolve(run: str, results: Path) -> Path:
         names = ", ".join(sorted(path.name for path in matches)[:5])
         raise RunFileError(f"{len(matches)} runs go by that name", where=run, hint=f"write more of one: {names}")
     raise RunFileError(f"no such file, and no such run in {results}", where=run, hint=LIST_RUNS)
+
+
+def _row(measurement: AnyMeasurement) -> tuple[str, str, int, str]:
+    return measurement.kind, measurement.point.key, measurement.process, encode(measurement)
 
 
 def _manifest(connection: sqlite3.Connection) -> Manifest:

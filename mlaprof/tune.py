@@ -8,6 +8,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from mlaprof.engine.job import EXIT_GRACE_S, Spawn, spawn_worker
 from mlaprof.facts import SearchFacts
 from mlaprof.faults import Fault, fault_of_end
 from mlaprof.machine.child import ending
@@ -21,7 +22,7 @@ from mlaprof.records import (
     Started,
 )
 from mlaprof.study import TuneStudy
-from mlaprof.sweep import EXIT_GRACE_S, Keep, Spawn, spawn_worker, sweep
+from mlaprof.sweep import Keep, sweep
 from mlaprof.tuning.finals import PROCESSES, Decision, decide, final_jobs, final_points
 from mlaprof.tuning.plan import Search, elapsed_s, evaluated, final_measure, rows_of, search_job
 from mlaprof.wire import decode_event

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 from mlaprof.records import (
@@ -21,6 +22,8 @@ from mlaprof.traces import TraceMeasurement
 
 # What steers a terminal, C0 and C1, has no place in a name or a reason; a reason may have lines.
 _STEERING = dict.fromkeys((each for each in (*range(32), *range(127, 160)) if chr(each) not in "\n\t"), "?")
+# Without one of these a line's strings hold nothing to replace: they need not be looked at one by one.
+_MAY_STEER = re.compile(r"[\x00-\x1f\x7f-\x9f]|\\[ubfr]")
 
 
 def encode(event: Event) -> str:
@@ -67,7 +70,9 @@ def _measurement(value: Any) -> AnyMeasurement:
 def _json(line: str | bytes) -> Any:
     try:
         # Bytes as they are would be taken for UTF-16 where they begin with a zero.
-        return _harmless(json.loads(line.decode() if isinstance(line, bytes) else line))
+        text = line.decode() if isinstance(line, bytes) else line
+        value = json.loads(text)
+        return _harmless(value) if _MAY_STEER.search(text) else value
     except RecursionError:
         raise ValueError("JSON nested too deeply") from None
 

@@ -3,8 +3,8 @@
     fake_worker.py MODE [TARGET] --mark M --fd N
 
 MODE    ok, or steady; or what happens at TARGET, a number of tokens: signal, exit, hang, rubbish, torn, stranger,
-        twice, chatter, build, marked, runaway; or what happens before any Point: dead, mute, rubbish-first; or at the
-        end: linger
+        twice, chatter, build, marked, runaway; lost, where TARGET is the GPU that is; or what happens before any
+        Point: dead, mute, rubbish-first; or at the end: linger
 Standard library only, so that hundreds of them start in seconds.
 """
 
@@ -34,6 +34,12 @@ def main() -> None:
         first = key(job["points"][0])
         pipe.write(json.dumps({"started": {"kind": job["kind"], "key": first, "stage": "build"}}) + "\n")
         os.kill(os.getpid(), getattr(signal, os.environ.get("FAKE_SIGNAL", "SIGKILL")))
+    if mode == "lost" and os.environ["CUDA_VISIBLE_DEVICES"] == f"GPU-{target}":
+        pipe.write(
+            json.dumps({"started": {"kind": job["kind"], "key": key(job["points"][0]), "stage": "measure"}}) + "\n"
+        )
+        print("CUDA error: uncorrectable ECC error encountered", file=sys.stderr, flush=True)
+        os.abort()
     for point in job["points"]:
         pipe.write(json.dumps({"started": {"kind": job["kind"], "key": key(point), "stage": "build"}}) + "\n")
         pipe.write(json.dumps({"started": {"kind": job["kind"], "key": key(point), "stage": "capture"}}) + "\n")

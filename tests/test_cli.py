@@ -19,12 +19,13 @@ import pytest
 
 from mlaprof import __version__, cli, store
 from mlaprof.cli.door import Screen
+from mlaprof.engine.job import spawn_worker
 from mlaprof.facts import DispatchTax, Ledger, MemoryUse, NodeCounts, SizeFacts, StepCounts
 from mlaprof.machine import environment
 from mlaprof.machine.child import Child
 from mlaprof.plan import Plan
 from mlaprof.records import Gpu, Job, Measurement, Outcome, Run, work
-from mlaprof.sweep import spawn_worker, sweep
+from mlaprof.sweep import sweep
 
 H100 = Gpu(name="NVIDIA H100 80GB HBM3", uuid="GPU-a", driver="580", compute_capability="9.0", memory_bytes=80 * 2**30)
 FAKE_WORKER = Path(__file__).with_name("fake_worker.py")
@@ -770,7 +771,7 @@ def shared(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     monkeypatch.setattr(environment, "cuda_present", lambda: True)
     monkeypatch.setattr(environment, "snapshot", lambda: there)
-    monkeypatch.setattr(environment, "other_processes", lambda: (4711, 12))
+    monkeypatch.setattr(environment, "other_processes", lambda visible=None: (4711, 12))
 
 
 def test_a_gpu_that_others_use_is_exit_code_4(mlaprof: Mlaprof, fake_worker, shared: None, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 DOCS = Path(__file__).parents[1] / "docs"
-TYPED = ("tutorial", "extending", "python")  # documents whose commands and code are run
+TYPED = ("tutorial", "extending", "python", "cluster")  # documents whose commands and code are run
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 SET_UP = ("make", "source")  # looked at, not run: they would build an environment around this one
 
@@ -137,7 +137,7 @@ def test_a_file_or_name_that_is_gone_is_found() -> None:
     assert named("`mlaprof/gone.py` (`A`,\n   `b`) and `x.md`") == [("mlaprof/gone.py", ["A", "b"]), ("x.md", [])]
 
 
-@pytest.mark.parametrize("name", ["tutorial", "python", "extending", "events"])
+@pytest.mark.parametrize("name", ["tutorial", "python", "extending", "events", "cluster"])
 def test_links_between_documents_hold(name: str) -> None:
     for link in re.findall(r"\]\(([^)#]+)", (DOCS / f"{name}.md").read_text()):
         assert link.startswith("https://") or (DOCS / link).exists(), link

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from mlaprof import cli
+from mlaprof.engine.job import spawn_worker
 from mlaprof.machine.child import Child
 from mlaprof.records import Job
-from mlaprof.sweep import spawn_worker, sweep
+from mlaprof.sweep import sweep
 
 STUDY = """\
 name: small

@@ -16,12 +16,13 @@ from pathlib import Path
 
 import pytest
 
+from mlaprof.engine.job import spawn_worker
 from mlaprof.machine.child import Child
 from mlaprof.plan import Plan
-from mlaprof.records import Job, Measurement, Outcome, Point, Started
+from mlaprof.records import Event, Job, Measurement, Outcome, Point, Started
 from mlaprof.shapes import LayerShape
 from mlaprof.study import BatchSpec, LayerSpec, MeasureSpec, StageLimits
-from mlaprof.sweep import Event, spawn_worker, sweep
+from mlaprof.sweep import sweep
 
 FAKE_WORKER = Path(__file__).with_name("fake_worker.py")
 
@@ -376,7 +377,7 @@ def test_a_point_that_was_reported_is_not_measured_again():
 
 def test_a_worker_that_does_not_go_is_ended(monkeypatch):
     """All is measured, but the process stays with a grandchild on its pipes: it is killed after a grace."""
-    monkeypatch.setattr("mlaprof.sweep.EXIT_GRACE_S", 0.3)
+    monkeypatch.setattr("mlaprof.engine.job.EXIT_GRACE_S", 0.3)
     spawn = Counted(fake("linger"))
 
     kept = run(make_job(8), spawn=spawn)

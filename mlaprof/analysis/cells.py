@@ -28,6 +28,7 @@ FindingKind = Literal[
     "throttled",
     "ranks_disagree",
     "shared_gpu",
+    "contended",
     "noisy",
     "self_synchronising",
     "host_bound",
@@ -100,6 +101,8 @@ class Cell:
     power_capped: float = 0.0  # share of the rounds that ran under the power cap: a regime, no error
     dropped_rounds: int = 0  # void ones that were measured again
     other_processes: int = 0  # on the same GPU, at most
+    gpus: tuple[str, ...] = ()  # UUIDs of those that its processes ran on, as far as they are known
+    cpu_wait: float | None = None  # share of the rounds' time that the submitting thread waited for a CPU, at most
     unfilled: int = 0  # samples of a step that synchronises itself: submit_s holds waits for the device
     memory: MemoryUse | None = None
     graph: GraphFacts | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from mlaprof.analysis.cells import NOISY_HALF_WIDTH, Breach, Cell, Finding
-from mlaprof.facts import StepCounts
+from mlaprof.facts import CONTENDED, StepCounts
 from mlaprof.study import BudgetSpec, Mode
 
 EAGER_MODES: tuple[Mode, ...] = ("monolithic_eager", "split_eager")
@@ -50,6 +50,7 @@ def findings(cells: Iterable[Cell], budget: BudgetSpec) -> tuple[Finding, ...]:
         Finding("throttled", keys(c for c in every if c.throttled)),
         Finding("ranks_disagree", keys(c for c in every if c.ranks and c.ranks.disagreement)),
         Finding("shared_gpu", keys(c for c in every if c.other_processes)),
+        Finding("contended", keys(c for c in every if not c.emulated and (c.cpu_wait or 0.0) > CONTENDED)),
         Finding("noisy", keys(c for c in every if c.device_s and c.device_s.half_width > NOISY_HALF_WIDTH)),
         Finding("self_synchronising", keys(c for c in every if c.self_synchronising)),
         Finding("host_bound", keys(c for c in every if c.bound == "host")),

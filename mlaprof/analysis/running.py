@@ -10,6 +10,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import get_args
+
+import numpy as np
 
 from mlaprof.analysis.arms import Arm, arm_of, speedup
 from mlaprof.analysis.floor import LEAST_FLOOR, TWIN
@@ -19,6 +22,7 @@ from mlaprof.records import Kind, Measurement
 from mlaprof.study import BASELINE
 
 THRESHOLD = 0.01  # smallest change that counts, or the difference of the cell's A/A twin where that is larger
+KINDS: tuple[Kind, ...] = get_args(Kind)
 Work = tuple[Kind, str, int]  # kind, key and process of a Measurement
 
 
@@ -51,7 +55,12 @@ class Running:
     """
 
     def __init__(self, planned: Sequence[Work], *, known: Iterable[Measurement] = (), begin_s: float) -> None:
-        self._left = dict.fromkeys(planned)
+        self._left = {work: place for place, work in enumerate(dict.fromkeys(planned))}
+        self._is_left = np.ones(len(self._left), dtype=bool)  # by place
+        self._kinds = np.array([KINDS.index(kind) for kind, _, _ in self._left], dtype=np.int8)
+        self._places: dict[str, list[int]] = {}
+        for (_, key, _), place in self._left.items():
+            self._places.setdefault(key, []).append(place)
         self._last_s = begin_s
         self._spent_s: dict[Kind, float] = {}
         self._done: dict[Kind, int] = {}
@@ -66,7 +75,7 @@ class Running:
     @property
     def left_s(self) -> float | None:
         """Until the last measurement; None until a first one tells how long one takes."""
-        return self._seconds(list(self._left))
+        return self._seconds(len(self._kinds))
 
     def take(self, measurement: Measurement, now_s: float) -> RunningCell:
         """Count the measurement in; what is known of its key now."""
@@ -76,7 +85,9 @@ class Running:
             self._spent_s[kind] = self._spent_s.get(kind, 0.0) + now_s - self._last_s
             self._done[kind] = self._done.get(kind, 0) + 1
             self._last_s = now_s
-        self._left.pop((measurement.kind, measurement.point.key, measurement.process), None)
+        place = self._left.pop((measurement.kind, measurement.point.key, measurement.process), None)
+        if place is not None:
+            self._is_left[place] = False
         self._keep(measurement)
         return self._cell(measurement)
 
@@ -112,18 +123,18 @@ class Running:
         twin = speedup(self._arm(base), self._arm(f"{base}{TWIN}"))
         return max(THRESHOLD, LEAST_FLOOR, math.expm1(abs(math.log(twin.value))) if twin else 0.0)
 
-    def _up_to_the_last_of(self, key: str) -> list[Work]:
-        left = list(self._left)
-        places = [place for place, (_, each, _) in enumerate(left) if each == key]
-        return left[: places[-1] + 1] if places else []
+    def _up_to_the_last_of(self, key: str) -> int:
+        return max((place + 1 for place in self._places.get(key, ()) if self._is_left[place]), default=0)
 
-    def _seconds(self, work: Sequence[Work]) -> float | None:
-        """How long this work takes if each kind goes on as it did; of a kind not seen yet, as all did together."""
+    def _seconds(self, end: int) -> float | None:
+        """How long the work left before place `end` takes if each kind goes on as it did; of a kind not seen
+        yet, as all did together."""
         if not self._done:
             return None
         mean_s = sum(self._spent_s.values()) / sum(self._done.values())
-        kinds = {kind: self._spent_s[kind] / count for kind, count in self._done.items()}
-        return sum(kinds.get(kind, mean_s) for kind, _, _ in work)
+        left = np.bincount(self._kinds[:end][self._is_left[:end]], minlength=len(KINDS)).tolist()
+        done = {kind: self._spent_s[kind] / count for kind, count in self._done.items()}
+        return float(sum(count * done.get(kind, mean_s) for kind, count in zip(KINDS, left, strict=True)))
 
 
 def _verdict(timings: Sequence[Measurement], faster: Estimate | None, limit: float) -> Verdict | None:

@@ -143,6 +143,8 @@ def _with_timings(cell: Cell, arm: Arm) -> Cell:
         power_capped=sum(bool(mask & POWER_CAP) for mask in events) / len(events) if events else 0.0,
         dropped_rounds=sum(each.dropped_rounds for each in timings),
         other_processes=max(each.other_processes for each in timings),
+        gpus=tuple(dict.fromkeys(each.gpu for each in timings if each.gpu)),
+        cpu_wait=max((each.cpu_wait for each in timings if each.cpu_wait is not None), default=None),
         unfilled=sum(each.unfilled for each in timings),
     )
     return replace(clocked, budget=_budget(clocked, timings))

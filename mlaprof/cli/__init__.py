@@ -11,6 +11,7 @@ from mlaprof.cli import (  # noqa: F401  each adds its commands to the app
     buckets,
     kernels,
     measure,
+    merge,
     read,
     report,
     surroundings,

@@ -18,7 +18,7 @@ from mlaprof.config.load import load_study
 from mlaprof.config.ranks import require_gpus
 from mlaprof.errors import ConfigError
 from mlaprof.machine.environment import visible_gpus
-from mlaprof.opening import DeviceChoice, device_of
+from mlaprof.opening import DeviceChoice, Part, device_of
 from mlaprof.study import Preset, Study
 from mlaprof.version import __version__
 
@@ -53,6 +53,12 @@ AxisOption = Annotated[list[str] | None, typer.Option("-a", "--axis", help="Repl
 SettingOption = Annotated[list[str] | None, typer.Option("--set", help="Change a key: measure.min_samples=100.")]
 SharedGpuOption = Annotated[
     bool, typer.Option("--shared-gpu", help="Measure beside other processes on the GPU, too; their work distorts it.")
+]
+GpusOption = Annotated[
+    str | None,
+    typer.Option(
+        "--gpus", help="Spread the jobs over these GPUs, a worker each: 0,1, or UUIDs; on a CPU so many emulated ones."
+    ),
 ]
 DeviceOption = Annotated[DeviceChoice, typer.Option(help="auto takes the GPU where there is one.")]
 RESULTS = Path("results")
@@ -97,6 +103,14 @@ def preset_of(quick: bool, rigorous: bool) -> Preset:
     if quick and rigorous:
         raise ConfigError("one of them is to be followed", where="--quick --rigorous", hint="leave one of them out")
     return "quick" if quick else "rigorous" if rigorous else "standard"
+
+
+def part_of(text: str) -> Part:
+    """The numbers of `2/8`. Raises ConfigError on anything else."""
+    number, _, of = text.partition("/")
+    if not (number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
+        raise ConfigError(f"{text!r} is no part", where="--part", hint="the second of eight is 2/8")
+    return int(number), int(of)
 
 
 def _axes(given: Iterable[str] | None) -> dict[str, str]:

@@ -15,6 +15,7 @@ from mlaprof.cli.door import (
     RESULTS,
     SOME_FAILED,
     DeviceOption,
+    GpusOption,
     ResultsDir,
     SettingOption,
     SharedGpuOption,
@@ -24,8 +25,10 @@ from mlaprof.cli.door import (
     preset_of,
 )
 from mlaprof.config.kernels import load_kernel_study, resolved_kernel_yaml
+from mlaprof.engine.local import Lanes, in_turn
 from mlaprof.kernel_plan import expand_kernels
 from mlaprof.machine import checks
+from mlaprof.machine.seats import seats
 from mlaprof.opening import DeviceChoice, device_of, manifest_of, require_gpu_alone
 from mlaprof.report import listing
 from mlaprof.report.kernels import print_kernels
@@ -45,6 +48,7 @@ def kernels(
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="A first look: one process, few rounds.")] = False,
     rigorous: Annotated[bool, typer.Option("--rigorous", help="Five processes, at least 100 rounds.")] = False,
+    gpus: GpusOption = None,
     shared_gpu: SharedGpuOption = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and measure nothing.")] = False,
     results: ResultsDir = RESULTS,
@@ -65,8 +69,11 @@ def kernels(
         workers = "1 worker process" if len(plan.jobs) == 1 else f"{len(plan.jobs)} worker processes"
         print_line(f"{len(plan)} measurements in {workers}; nothing was run", out)
         return
+    places = seats(gpus, chosen) if gpus else ()
     if not shared_gpu:
-        require_gpu_alone(chosen)
+        require_gpu_alone(chosen, places)
+    for place in places:
+        print_line(f"GPU {place}", err)
     manifest = manifest_of(
         study.name, chosen, resolved_kernel_yaml(study), plan.planned, command=("mlaprof", *sys.argv[1:])
     )
@@ -74,7 +81,7 @@ def kernels(
     listing.print_warnings(checks.warnings(manifest.environment, chosen), err)
     try:
         with store.create(path, manifest) as writer, progress(len(plan), err) as tell:
-            for event in sweep(plan, keep=writer.append):
+            for event in sweep(plan, engine=Lanes(places) if places else in_turn, keep=writer.append):
                 tell(event)
     except KeyboardInterrupt:
         print_line(f"interrupted; what was measured is kept. See it with: mlaprof show {path}", err)

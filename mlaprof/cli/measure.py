@@ -22,6 +22,7 @@ from mlaprof.cli.door import (
     SOME_FAILED,
     AxisOption,
     DeviceOption,
+    GpusOption,
     ResultsDir,
     RunArgument,
     SettingOption,
@@ -30,12 +31,15 @@ from mlaprof.cli.door import (
     app,
     err,
     out,
+    part_of,
     preset_of,
     require_ranks,
     study_of,
 )
+from mlaprof.engine.local import Engine, Lanes, in_turn
 from mlaprof.errors import ConfigError
 from mlaprof.machine import checks
+from mlaprof.machine.seats import seats
 from mlaprof.opening import DeviceChoice, device_of, new_run, require_gpu_alone, resumed_run
 from mlaprof.plan import Plan, dispatch_plan, inspection
 from mlaprof.records import AnyMeasurement, Measurement, Run
@@ -74,6 +78,10 @@ def sweep(
     rigorous: Annotated[
         bool, typer.Option("--rigorous", help="For a gate: five processes, at least 100 rounds, steady clocks.")
     ] = False,
+    part: Annotated[
+        str, typer.Option("--part", help="Measure every N-th job alone: 2/8; `mlaprof merge` joins.")
+    ] = "1/1",
+    gpus: GpusOption = None,
     shared_gpu: SharedGpuOption = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and measure nothing.")] = False,
     json_events: Annotated[
@@ -83,16 +91,16 @@ def sweep(
     results: ResultsDir = RESULTS,
 ) -> None:
     """Measure every cell of CONFIG, store the run, print its table and draw its plots."""
-    preset = preset_of(quick, rigorous)
+    preset, share = preset_of(quick, rigorous), part_of(part)
     if resume is None:
         if force:
             raise ConfigError("is of a run to go on with", where="--force", hint="add --resume RUN, or leave it out")
         study = study_of(config, axis, setting, preset)
         require_ranks(study, device, config, setting)
-        opening = new_run(study, device, out_file, results, command=("mlaprof", *sys.argv[1:]))
+        opening = new_run(study, device, out_file, results, command=("mlaprof", *sys.argv[1:]), part=share)
     else:
         beside = _study_beside_a_run(config, axis, setting, preset, out_file)
-        opening = resumed_run(resume, results, device, study=beside, config=config, force=force)
+        opening = resumed_run(resume, results, device, study=beside, config=config, force=force, part=share)
     plan, manifest = opening.plan, opening.manifest
     if dry_run:
         listing.print_plan(plan, out)
@@ -100,14 +108,17 @@ def sweep(
         print_buckets(plan.buckets, out if dry_run else err)
     if dry_run:
         return
+    places = seats(gpus, manifest.device) if gpus else ()
     if plan.jobs and not shared_gpu:
-        require_gpu_alone(manifest.device)
+        require_gpu_alone(manifest.device, places)
+    for place in places:
+        print_line(f"GPU {place}", err)
     for line in rules_line(manifest.tuned):
         print_line(line, err)
     events = EventLog(json_events)  # refused before a run file is made
     writer = opening.writer()
     listing.print_warnings(checks.warnings(manifest.environment, manifest.device), err)
-    measure(plan, writer, events)
+    measure(plan, writer, events, Lanes(places) if places else in_turn)
     run = store.load(opening.path)
     summary = summarize(run)
     print_summary(summary, out)
@@ -185,7 +196,7 @@ def _verdict(measurements: Iterable[Measurement], summary: Summary | None = None
     return OVER_BUDGET if summary is not None and summary.over_budget else 0
 
 
-def measure(plan: Plan, writer: store.RunWriter, events: EventLog | None = None) -> None:
+def measure(plan: Plan, writer: store.RunWriter, events: EventLog | None = None, engine: Engine = in_turn) -> None:
     """Measure plan into an open run file, and tell of it on stderr and in events; an interrupt ends the command."""
     events = events or EventLog(None)
     begun = store.load(writer.path)
@@ -193,7 +204,7 @@ def measure(plan: Plan, writer: store.RunWriter, events: EventLog | None = None)
     try:
         with writer, events, progress(len(plan), err) as tell:
             events.begin(begun.manifest, writer.path, len(plan))
-            for event in run_sweep(plan, keep=writer.append):
+            for event in run_sweep(plan, engine=engine, keep=writer.append):
                 cell = running.take(event, monotonic()) if isinstance(event, Measurement) else None
                 events.tell(event, cell)
                 tell(event, cell)

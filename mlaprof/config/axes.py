@@ -82,8 +82,9 @@ def combinations(axes: Axes, exclude: Sequence[Selector], include: Sequence[Sele
 
     Only BOUNDED_MODES have a boundary: the other modes appear with the PR's, and no rule that names one is about them.
     """
+    every = _product(axes, Selector())
     found = dict.fromkeys(
-        each for each in _product(axes, Selector()) if not any(_matches(rule, each) for rule in exclude)
+        (each for each in every if not any(_matches(rule, each) for rule in exclude)) if exclude else every
     )
     for rule in include:
         found.update(dict.fromkeys(_product(axes, rule)))
@@ -97,7 +98,7 @@ def _product(axes: Axes, rule: Selector) -> Iterator[Combination]:
         if each.mode in BOUNDED_MODES:
             yield each
         elif rule.boundary is None:
-            yield each._replace(boundary=PR_BOUNDARY)
+            yield each if each.boundary == PR_BOUNDARY else each._replace(boundary=PR_BOUNDARY)
 
 
 def _matches(rule: Selector, combination: Combination) -> bool:

@@ -85,14 +85,16 @@ def visible_gpus() -> int:
         return next(number for number in itertools.count() if nvml.cuda_index(number) is None)
 
 
-def other_processes() -> tuple[int, ...]:
+def other_processes(visible: str | None = None) -> tuple[int, ...]:
     """Processes with a context on the GPU that CUDA calls 0, without this one and its children.
+
+    visible   CUDA_VISIBLE_DEVICES, by default this process's own
 
     Empty where NVML tells of none, as in some containers; where it tells numbers of the host, ours go unrecognised, so
     ask before a worker has a context.
     """
     with Nvml() as nvml:
-        index = nvml.cuda_index()
+        index = nvml.cuda_index(visible=visible)
         pids = () if index is None else nvml.compute_pids(index)
     return tuple(pid for pid in pids if os.getpid() not in (pid, _parent_of(pid)))
 

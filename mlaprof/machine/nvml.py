@@ -129,6 +129,10 @@ class Nvml:
         """
         return tuple(process.pid for process in self._processes(index))
 
+    def uuid(self, index: int) -> str:
+        """`GPU-` and a number that no other has; empty where the card does not tell."""
+        return _text(self._of(index, "nvmlDeviceGetUUID"))
+
     def process_memory_bytes(self, pid: int, index: int) -> int | None:
         """Device memory of one process; None when NVML does not list it, as in some containers."""
         for process in self._processes(index):
@@ -148,7 +152,7 @@ class Nvml:
             seen = list(range(self.count))
         else:
             seen = []
-            uuids = [self._uuid(index) for index in range(self.count)]
+            uuids = [self.uuid(index) for index in range(self.count)]
             for entry in visible.split(","):
                 index = _index_of(entry.strip(), uuids)
                 if index is None:
@@ -161,7 +165,7 @@ class Nvml:
         capability = self._of(index, "nvmlDeviceGetCudaComputeCapability")
         return Gpu(
             name=_text(self._of(index, "nvmlDeviceGetName")) or "unknown",
-            uuid=self._uuid(index),
+            uuid=self.uuid(index),
             driver=_text(self._ask("nvmlSystemGetDriverVersion")) or "unknown",
             compute_capability="unknown" if capability is None else ".".join(map(str, capability)),
             memory_bytes=0 if memory is None else int(memory.total),
@@ -186,9 +190,6 @@ class Nvml:
         cores = self._of(index, "nvmlDeviceGetNumGpuCores")
         of_sm = None if capability is None else _CORES_OF_SM.get(tuple(capability))
         return None if cores is None or of_sm is None else int(cores) // of_sm
-
-    def _uuid(self, index: int) -> str:
-        return _text(self._of(index, "nvmlDeviceGetUUID"))
 
     def _processes(self, index: int) -> list[Any]:
         return self._of(index, "nvmlDeviceGetComputeRunningProcesses") or []

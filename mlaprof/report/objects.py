@@ -14,7 +14,7 @@ from mlaprof.study import BOUNDED_MODES
 CLOCKS = ("device_s", "submit_s", "latency_s", "sustained_s", "warm_device_s")
 ESTIMATES = (*CLOCKS, "speedup", "submit_speedup", "step_speedup", "tiles_speedup")
 BUDGET = ("busy_s", "launch_gap_s", "host_stall_s", "sync_wait_s")
-HARDSHIPS = ("power_capped", "dropped_rounds", "other_processes")  # of the rounds; of no error
+HARDSHIPS = ("power_capped", "dropped_rounds", "other_processes", "cpu_wait")  # of the rounds; of no error
 MEMORY = (
     "weights_bytes",
     "caches_bytes",
@@ -110,6 +110,7 @@ def cell_object(cell: Cell) -> dict[str, Any]:
         "clock_events": list(cell.clock_events),
         "throttled": cell.throttled,
         **{name: getattr(cell, name) for name in HARDSHIPS},
+        "gpus": list(cell.gpus),
     }
 
 
@@ -118,6 +119,7 @@ def flat(cell: Cell) -> dict[str, Any]:
     row: dict[str, Any] = {name: value for name, value in cell_object(cell).items() if name in _PLAIN}
     row["notes"] = "; ".join(cell.notes)
     row["clock_events"] = "+".join(cell.clock_events)
+    row["gpus"] = "+".join(cell.gpus)
     row["checks_passed"] = all(check.passed for check in cell.checks) if cell.checks else None
     for name in ESTIMATES:
         estimate: Estimate | None = getattr(cell, name)
@@ -159,6 +161,7 @@ _PLAIN = (
     ),
     "throttled",
     *HARDSHIPS,
+    "gpus",
     *GRAPH,
     *COUNTS,
     *("coverage", "break_even_replays", "break_even_over"),

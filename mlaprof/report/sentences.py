@@ -105,6 +105,13 @@ def finding(found: Finding, summary: Summary) -> str:
                 f"{cells} timed beside {others} on the same GPU: the times hold what those took. "
                 "Stop them (`nvidia-smi` names them), and sweep again without --shared-gpu."
             )
+        case "contended":
+            most = max(cell.cpu_wait or 0.0 for cell in _cells(found, summary))
+            return (
+                f"{cells} timed while others were at work on the worker's CPUs, and no quieter when timed again: it "
+                f"waited for a CPU up to {most:.0%} of the time, which submit, latency and sustained times hold. "
+                "Stop them, or leave each GPU more CPUs, and sweep again."
+            )
         case "self_synchronising":
             return (
                 f"{cells} with a step that waits for the device itself: its device time holds launch gaps, its submit "

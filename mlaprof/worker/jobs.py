@@ -33,8 +33,8 @@ WITH_A_LAYER: dict[Kind, Callable[[Rig, Mark], Iterator[Event]]] = {
 
 
 def run_job(job: AnyJob, mark: Mark | None = None, seat: Seat | None = None) -> Iterator[Event]:
-    """Do job. Where its layer cannot be built, every Point fails in stage `build`; where memory is too small for it,
-    only those of the largest cell.
+    """Do job. Where its layer cannot be built, every Point fails in stage `build`; where memory is too small for it
+    or the GPU is lost, only those of the largest cell.
 
     mark    shows whose turn it is inside a stage that Points share
     seat    of another rank than the first of a tensor parallel layer; the first starts the others
@@ -60,11 +60,11 @@ def run_job(job: AnyJob, mark: Mark | None = None, seat: Seat | None = None) -> 
                 rig.settle()
         except Exception as error:
             largest = cells(job.points)[0]
-            short = fault_of(error) in ("device_oom", "host_oom") and len(largest) < len(job.points)
+            short = fault_of(error) in ("device_oom", "host_oom", "gpu_lost") and len(largest) < len(job.points)
             for point in largest if short else job.points:
                 yield failure(job, point, "build", error)
             recover(job)
-            if short:  # what was allocated so far goes with the process
+            if short:  # what was allocated so far goes with the process, as a lost GPU does
                 raise ContextLost from error
             return
         yield from WITH_A_LAYER[job.kind](rig, mark)

@@ -17,7 +17,7 @@ from mlaprof.measure.clock import Clock
 from mlaprof.measure.rounds import Rounds
 from mlaprof.records import Event, KernelJob, KernelMeasurement, KernelPoint, Outcome, SearchJob, Stage, Started
 from mlaprof.worker.events import failed, recover, wrong
-from mlaprof.worker.health import Watch
+from mlaprof.worker.health import Beside, Watch
 from mlaprof.worker.mark import Mark
 from mlaprof.worker.timing import clock_of, sample_arms, timing_of, watch_of
 
@@ -84,9 +84,7 @@ def _cell(job: KernelJob, points: list[KernelPoint], clock: Clock, watch: Watch,
         yield Started(kind=job.kind, key=together[0].point.key, stage="measure")
         steps = {each.point.key: each.step for each in together}
         try:
-            others = watch.other_processes()
-            rounds = sample_arms(job, steps, clock, watch, seed=job.seed, mark=mark)
-            others = max(others, watch.other_processes())
+            rounds, beside = sample_arms(job, steps, clock, watch, seed=job.seed, mark=mark)
         except Exception as error:
             lost = mark.among([each.point for each in together])
             yield from _lost(job, lost, "measure", error)
@@ -94,7 +92,7 @@ def _cell(job: KernelJob, points: list[KernelPoint], clock: Clock, watch: Watch,
                 groups.insert(0, sound)
             continue
         for each in together:
-            timing = _timing(job, clock, rounds, each, others)
+            timing = _timing(job, clock, rounds, each, beside)
             yield kernel_measurement(job, case, each.point, Outcome(status="ok"), checks=each.checks, timing=timing)
 
 
@@ -131,8 +129,8 @@ def prove(job: KernelJob | SearchJob, case: Case, point: KernelPoint, clock: Clo
     return Proven(point, step, tuple(case.check(result)), first_call_s)
 
 
-def _timing(job: KernelJob, clock: Clock, rounds: Rounds[Reading], done: Proven, others: int) -> Timing:
-    return timing_of(job, clock, rounds, done.point.key, first_call_s=done.first_call_s, other_processes=others)
+def _timing(job: KernelJob, clock: Clock, rounds: Rounds[Reading], done: Proven, beside: Beside) -> Timing:
+    return timing_of(job, clock, rounds, done.point.key, first_call_s=done.first_call_s, beside=beside)
 
 
 def _lost(job: KernelJob, points: list[KernelPoint], stage: Stage, error: Exception) -> Iterator[KernelMeasurement]:

@@ -17,7 +17,7 @@ from mlaprof.measure.rounds import ArmSamples, Limits, Rounds, sample_rounds
 from mlaprof.records import Event, KernelPoint, Outcome, SearchJob
 from mlaprof.study import TileChoice
 from mlaprof.worker.events import recover
-from mlaprof.worker.health import Watch
+from mlaprof.worker.health import Beside, Watch
 from mlaprof.worker.kernels import Proven, kernel_measurement, prove
 from mlaprof.worker.timing import ORDERS_APART, timing_of
 
@@ -71,7 +71,7 @@ def timed_row(
 ) -> Event:
     """The row of a configuration that was right and has a time."""
     key = proven.point.key
-    timing = timing_of(job, clock, rounds, key, first_call_s=proven.first_call_s, other_processes=0)
+    timing = timing_of(job, clock, rounds, key, first_call_s=proven.first_call_s, beside=Beside())
     outcome = Outcome(status="ok")
     return kernel_measurement(
         job, case, proven.point, outcome, checks=proven.checks, timing=timing, resources=resources, search=facts

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from time import perf_counter
 
 import torch
@@ -17,14 +17,17 @@ from mlaprof.records import AnyJob, Job, Outcome, Point
 from mlaprof.worker.arms import Arm
 from mlaprof.worker.events import Event, failure, measurement, recover, started, wrong
 from mlaprof.worker.gate import Gate, Verdict
-from mlaprof.worker.health import Watch, valid_at
+from mlaprof.worker.health import Beside, Watch, undisturbed, valid_at
 from mlaprof.worker.mark import Mark
 from mlaprof.worker.prepare import Prepared, graph_facts, prepare
 from mlaprof.worker.rig import Rig, cells
 from mlaprof.worker.slowest import gathered
 
-TIME_SHARE = 0.5  # of the limit of its stage may go to the samples of one cell; the parent kills at all of it
+TIME_SHARE = 0.4  # of the limit of its stage may go to the samples of one cell, once more to those of a disturbed one
 ORDERS_APART = 1_000_003  # between the seeds of two processes, so that their orders have nothing in common
+
+
+Sampled = tuple[Rounds[Reading], Beside]
 
 
 @dataclass(frozen=True)
@@ -81,10 +84,8 @@ def _sampled(
     yield started(job, ready[0].arm.point, "measure")
     try:
         with rig.group.together():
-            others = watch.other_processes()
-            rounds = _sample(rig, ready, clock, watch, mark)
+            rounds, beside = _sample(rig, ready, clock, watch, mark)
             rounds, ranks = gathered(rig.group, rounds, [each.arm for each in ready])
-            others = max(others, watch.other_processes())
             verdicts = []
             for each in ready:
                 mark(each.arm.point.key)
@@ -104,7 +105,7 @@ def _sampled(
             job,
             point,
             Outcome(status="ok"),
-            timing=timing_of(job, clock, rounds, point.key, first_call_s=done.first_call_s, other_processes=others),
+            timing=timing_of(job, clock, rounds, point.key, first_call_s=done.first_call_s, beside=beside),
             ranks=ranks.get(point.key),
             checks=verdict.checks,
             gate=verdict.facts,
@@ -150,7 +151,7 @@ def _first_call_s(rig: Rig, prepared: Prepared, clock: Clock) -> float:
     return (prepared.prepare_s or 0.0) + perf_counter() - begin_s
 
 
-def _sample(rig: Rig, ready: list[Proven], clock: Clock, watch: Watch, mark: Mark) -> Rounds[Reading]:
+def _sample(rig: Rig, ready: list[Proven], clock: Clock, watch: Watch, mark: Mark) -> Sampled:
     rest(rig, ready)
     steps = {each.arm.point.key: step_of(each.arm) for each in ready}
     return sample_arms(rig.job, steps, clock, watch, seed=rig.job.batch.seed, mark=mark, company=rig.group)
@@ -165,31 +166,38 @@ def sample_arms(
     seed: int,
     mark: Mark | None = None,
     company: Company = ALONE,
-) -> Rounds[Reading]:
+) -> Sampled:
     """Rounds of these steps as the job's measure has it; seed of the orders, which only ranks of one job share.
+
+    Where the CPUs of a GPU's worker were contended they are taken once more. Emulated ones are kept as they are.
 
     Raises NvmlGone where NVML answered at the beginning and no more at the end, and whatever a step raises.
     """
     spec, mark = job.measure, mark or Mark()
-    rounds = sample_rounds(
-        steps,
-        clock,
-        Limits(
-            min_samples=spec.min_samples,
-            max_samples=max(spec.min_samples, spec.max_samples),
-            ci_half_width=spec.ci_half_width,
-            time_s=min(spec.cell_time_s, TIME_SHARE * spec.limit_s("measure")),
-            warmup_s=spec.warmup_s,
-        ),
-        seed=seed + ORDERS_APART * job.process,
-        reading=watch.reading,
-        valid=valid_at(spec.min_clock_ratio),
-        begin=mark,
-        company=company,
+    limits = Limits(
+        min_samples=spec.min_samples,
+        max_samples=max(spec.min_samples, spec.max_samples),
+        ci_half_width=spec.ci_half_width,
+        time_s=min(spec.cell_time_s, TIME_SHARE * spec.limit_s("measure")),
+        warmup_s=spec.warmup_s,
     )
+
+    def rounds() -> Rounds[Reading]:
+        return sample_rounds(
+            steps,
+            clock,
+            limits,
+            seed=seed + ORDERS_APART * job.process,
+            reading=watch.reading,
+            valid=valid_at(spec.min_clock_ratio),
+            begin=mark,
+            company=company,
+        )
+
+    sampled = undisturbed(lambda: watch.over(rounds), company) if job.device == "cuda" else watch.over(rounds)
     mark("")
     watch.require_present()
-    return rounds
+    return sampled
 
 
 def rest(rig: Rig, ready: list[Proven]) -> None:
@@ -211,7 +219,7 @@ def step_of(arm: Arm) -> Callable[[], object]:
 
 
 def timing_of(
-    job: AnyJob, clock: Clock, rounds: Rounds[Reading], key: str, *, first_call_s: float, other_processes: int
+    job: AnyJob, clock: Clock, rounds: Rounds[Reading], key: str, *, first_call_s: float, beside: Beside
 ) -> Timing:
     """The Timing of the arm `key`."""
     found = rounds.arms[key]
@@ -233,7 +241,7 @@ def timing_of(
         dropped_rounds=rounds.dropped,
         cooling_s=rounds.cooling_s,
         throttled=rounds.throttled,
-        other_processes=other_processes,
+        **asdict(beside),
         stop=rounds.stop,
         cache=job.measure.cache,
         clock=clock.name,

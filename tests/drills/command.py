@@ -12,7 +12,8 @@ from pathlib import Path
 
 from mlaprof import cli
 from mlaprof.cli import measure
-from mlaprof.sweep import spawn_worker, sweep
+from mlaprof.engine.job import spawn_worker
+from mlaprof.sweep import sweep
 
 # -S -E: without site-packages it starts in a third of the time.
 FAKE_WORKER = (sys.executable, "-S", "-E", str(Path(__file__).parents[1] / "fake_worker.py"))

@@ -23,11 +23,12 @@ from pathlib import Path
 
 from mlaprof import store
 from mlaprof.config.load import load_study, resolved_yaml
+from mlaprof.engine.job import spawn_worker
 from mlaprof.errors import RunFileError
 from mlaprof.opening import manifest_of
 from mlaprof.plan import Plan, expand
 from mlaprof.records import AnyMeasurement, Manifest, Measurement, work
-from mlaprof.sweep import spawn_worker, sweep
+from mlaprof.sweep import sweep
 
 STUDY = """\
 name: killed

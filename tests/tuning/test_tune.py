@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from mlaprof.engine.job import spawn_worker
 from mlaprof.kernel_shapes import complete
 from mlaprof.records import KernelMeasurement
 from mlaprof.study import MeasureSpec, TuneStudy, TuneTarget
-from mlaprof.sweep import spawn_worker
 from mlaprof.tune import Begun, Decided, tune
 from mlaprof.tuning.plan import plan_search
 

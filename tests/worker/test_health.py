@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from mlaprof.machine.nvml import Nvml, Reading
-from mlaprof.worker.health import Watch, valid_at
+from mlaprof.worker.health import Beside, Watch, undisturbed, valid_at
 
 FINE = Reading(sm_clock_hz=1.98e9, mem_clock_hz=2.6e9, power_w=400.0, temperature_c=50.0, event_reasons=0)
 WARM = [replace(FINE, sm_clock_hz=clock) for clock in (1.2e9, 1.98e9, 1.98e9)]
@@ -57,3 +57,31 @@ def test_one_process_of_those_on_the_gpu_is_the_worker_itself(pids: tuple[int, .
 def test_a_cpu_has_nothing_to_watch() -> None:
     watch = Watch(CrowdedNvml(7, 8, 9), None)
     assert (watch.reading(), watch.other_processes()) == (None, 0)
+
+
+@pytest.mark.parametrize(
+    ("waits", "kept", "asked"),
+    [
+        ([0.01], 0.01, 1),
+        ([None], None, 1),  # a kernel that does not tell
+        ([0.20, 0.01], 0.01, 2),
+        ([0.20, 0.30], 0.20, 2),  # it stayed so: the row says it
+        ([0.30, 0.20], 0.20, 2),
+    ],
+)
+def test_a_cell_on_contended_cpus_is_timed_once_more(waits, kept, asked) -> None:
+    answers = iter(waits)
+    taken = []
+
+    def sample() -> tuple[str, Beside]:
+        taken.append(None)
+        return "rounds", Beside(cpu_wait=next(answers))
+
+    assert undisturbed(sample)[1].cpu_wait == kept
+    assert len(taken) == asked
+
+
+def test_what_stands_beside_the_rounds_is_told() -> None:
+    _, beside = Watch(CrowdedNvml(), None).over(lambda: None)
+    assert (beside.gpu, beside.other_processes) == ("", 0)
+    assert beside.cpus and (beside.cpu_wait is None or beside.cpu_wait >= 0)

@@ -11,11 +11,12 @@ import torch
 
 from mlaprof.checkpoint import weight_shapes
 from mlaprof.config.load import load_study
+from mlaprof.engine.job import spawn_worker
 from mlaprof.errors import ConfigError
 from mlaprof.plan import Plan, expand
-from mlaprof.records import Job, Measurement, Started
+from mlaprof.records import Event, Job, Measurement, Started
 from mlaprof.shapes import PRESETS
-from mlaprof.sweep import Event, spawn_worker, sweep
+from mlaprof.sweep import sweep
 from mlaprof.worker.events import ContextLost, recover
 
 STUDY = """\
