@@ -39,10 +39,10 @@ from mlaprof.cli.door import (
 from mlaprof.engine.local import Engine, Lanes, in_turn
 from mlaprof.errors import ConfigError
 from mlaprof.machine import checks
-from mlaprof.machine.seats import seats
+from mlaprof.machine.seats import Seat, seats
 from mlaprof.opening import DeviceChoice, device_of, new_run, require_gpu_alone, resumed_run
 from mlaprof.plan import Plan, dispatch_plan, inspection
-from mlaprof.records import AnyMeasurement, Measurement, Run
+from mlaprof.records import AnyMeasurement, Device, Measurement, Run
 from mlaprof.report import export, listing
 from mlaprof.report.buckets import print_buckets
 from mlaprof.report.console import print_summary
@@ -108,7 +108,7 @@ def sweep(
         print_buckets(plan.buckets, out if dry_run else err)
     if dry_run:
         return
-    places = seats(gpus, manifest.device) if gpus else ()
+    places = _seats(gpus, plan, manifest.device)
     if plan.jobs and not shared_gpu:
         require_gpu_alone(manifest.device, places)
     for place in places:
@@ -194,6 +194,17 @@ def _verdict(measurements: Iterable[Measurement], summary: Summary | None = None
     if summary is not None and any(cell.not_captured for cell in summary.cells):
         return SOME_FAILED
     return OVER_BUDGET if summary is not None and summary.over_budget else 0
+
+
+def _seats(gpus: str | None, plan: Plan, device: Device) -> tuple[Seat, ...]:
+    """The seats that --gpus asks for. Raises ConfigError where a worker of a single GPU would want several."""
+    if not gpus:
+        return ()
+    world = max((job.layer.tp.world for job in plan.jobs), default=1)
+    if world > 1:
+        wrong = f"gives every worker one GPU, and tp.world wants {world} in each"
+        raise ConfigError(wrong, where="--gpus", hint="leave it out; CUDA_VISIBLE_DEVICES says which GPUs ranks take")
+    return seats(gpus, device)
 
 
 def measure(plan: Plan, writer: store.RunWriter, events: EventLog | None = None, engine: Engine = in_turn) -> None:

@@ -32,21 +32,21 @@ def main() -> None:
     from mlaprof.records import Job, Started
     from mlaprof.wire import decode_job, encode
     from mlaprof.worker.events import ContextLost
-    from mlaprof.worker.group import Seat
+    from mlaprof.worker.group import RankPlace
     from mlaprof.worker.jobs import run_job
     from mlaprof.worker.mark import Mark
 
     job = decode_job(sys.stdin.buffer.read())
     make_keys_stable()
     mark = Mark(options.mark)
-    seat = (Seat(options.rank, options.meeting),) if options.rank else ()
+    place = (RankPlace(options.rank, options.meeting),) if options.rank else ()
     with open(os.devnull if options.fd is None else options.fd, "w", encoding="utf-8", buffering=1) as lines:
-        events = run_job(job, mark, *seat)
+        events = run_job(job, mark, *place)
         if isinstance(job, Job) and job.faults:
             from mlaprof.drill.strike import Drill  # only checkouts have it
 
             mark = Drill(options.mark, job, lines.fileno(), options.rank)
-            events = mark.events(run_job(job, mark, *seat))
+            events = mark.events(run_job(job, mark, *place))
         try:
             for event in events:
                 if isinstance(event, Started):
@@ -55,9 +55,9 @@ def main() -> None:
         except ContextLost:
             # The Measurement that says why is out; whatever is left needs a fresh process.
             lines.flush()
-            if not seat:
+            if not place:
                 os._exit(3)
-        if seat:
+        if place:
             # Rank 0 has the last word, and ends this one with it: a rank that ends before is a fault.
             time.sleep(WAIT_S)
 

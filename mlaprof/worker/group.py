@@ -35,7 +35,7 @@ FOREVER = timedelta(days=7)  # the limit of a stage is the parent's to enforce, 
 
 
 @dataclass(frozen=True)
-class Seat:
+class RankPlace:
     """A rank's place in a group, and the file through which its ranks find each other."""
 
     rank: int
@@ -76,15 +76,15 @@ class RankGroup(Group):
     partners  the other ranks' processes, where this rank has started them
     """
 
-    def __init__(self, device: Device, seat: Seat, world: int, partners: Partners | None) -> None:
+    def __init__(self, device: Device, place: RankPlace, world: int, partners: Partners | None) -> None:
         os.environ.update(RANK_VARIABLES)
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # one host: whatever its name resolves to, or not
-        self.rank, self.world = seat.rank, world
+        self.rank, self.world = place.rank, world
         self._partners = partners
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo",
-            init_method=f"file://{seat.meeting}",
-            rank=seat.rank,
+            init_method=f"file://{place.meeting}",
+            rank=place.rank,
             world_size=world,
             timeout=FOREVER,
         )
@@ -161,8 +161,8 @@ def _only_unfit(error: Exception) -> bool:
 
 
 @contextmanager
-def group_of(job: Job, seat: Seat | None) -> Iterator[Group]:
-    """The group that runs the job's layer: of one, or joined at seat; without a seat the others are started, and ended
+def group_of(job: Job, place: RankPlace | None) -> Iterator[Group]:
+    """The group that runs the layer: of one, or joined at place; without a place the others are started, and ended
     with the block. Raises OSError and RuntimeError where it does not come about, ValueError on too few GPUs."""
     world = job.layer.tp.world
     with ExitStack() as opened:
@@ -170,12 +170,12 @@ def group_of(job: Job, seat: Seat | None) -> Iterator[Group]:
             yield Group()
             return
         partners = None
-        if seat is None:
+        if place is None:
             folder = opened.enter_context(tempfile.TemporaryDirectory(prefix="mlaprof-ranks-"))
-            seat = Seat(0, str(Path(folder) / "meeting"))
-            partners = opened.enter_context(Partners(job, seat.meeting))
+            place = RankPlace(0, str(Path(folder) / "meeting"))
+            partners = opened.enter_context(Partners(job, place.meeting))
         opened.callback(_leave)
-        yield RankGroup(job.device, seat, world, partners)
+        yield RankGroup(job.device, place, world, partners)
 
 
 def _leave() -> None:

@@ -12,7 +12,7 @@ from mlaprof.worker.compiling import compile_job
 from mlaprof.worker.counting import counts_job
 from mlaprof.worker.dispatching import dispatch_job
 from mlaprof.worker.events import ContextLost, failure, fault_of, recover, started
-from mlaprof.worker.group import Seat, group_of
+from mlaprof.worker.group import RankPlace, group_of
 from mlaprof.worker.kernels import kernel_job
 from mlaprof.worker.mark import Mark
 from mlaprof.worker.memory import memory_job
@@ -32,12 +32,12 @@ WITH_A_LAYER: dict[Kind, Callable[[Rig, Mark], Iterator[Event]]] = {
 }
 
 
-def run_job(job: AnyJob, mark: Mark | None = None, seat: Seat | None = None) -> Iterator[Event]:
+def run_job(job: AnyJob, mark: Mark | None = None, place: RankPlace | None = None) -> Iterator[Event]:
     """Do job. Where its layer cannot be built, every Point fails in stage `build`; where memory is too small for it
     or the GPU is lost, only those of the largest cell.
 
     mark    shows whose turn it is inside a stage that Points share
-    seat    of another rank than the first of a tensor parallel layer; the first starts the others
+    place    of another rank than the first of a tensor parallel layer; the first starts the others
 
     Raises ContextLost after the Measurement of the Point that broke the CUDA context.
     """
@@ -54,7 +54,7 @@ def run_job(job: AnyJob, mark: Mark | None = None, seat: Seat | None = None) -> 
     with ExitStack() as opened, torch.inference_mode():
         yield started(job, job.points[0], "build")
         try:
-            group = opened.enter_context(group_of(job, seat))
+            group = opened.enter_context(group_of(job, place))
             with group.together():
                 rig = Rig(job, group)
                 rig.settle()

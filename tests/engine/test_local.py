@@ -155,6 +155,8 @@ def test_a_sweep_over_emulated_gpus_says_so_and_is_whole(checkout: Path, tmp_pat
     assert store.done(tmp_path / "spread.mlaprof") == store.done(tmp_path / "alone.mlaprof")
     refused = run("study.yaml", "--device", "cpu", "--gpus", "0,0")
     assert refused.returncode == 2 and "--gpus: a GPU is named twice" in refused.stderr
+    refused = run("study.yaml", "--device", "cpu", "--gpus", "0,1", "--set", "tp.world=2")
+    assert refused.returncode == 2 and "gives every worker one GPU, and tp.world wants 2" in refused.stderr
 
 
 def test_the_door_imports_no_dask(checkout: Path) -> None:

@@ -23,7 +23,7 @@ from mlaprof.study import DRILL_VARIABLE, MODES, FaultSpec, StageLimits, TpSpec
 from mlaprof.sweep import spawn_worker, sweep
 from mlaprof.wire import decode, encode
 from mlaprof.worker.events import ContextLost, RankFailed, recover
-from mlaprof.worker.group import Group, Seat, group_of
+from mlaprof.worker.group import Group, RankPlace, group_of
 from mlaprof.worker.rig import Rig
 from mlaprof.worker.slowest import disagreement, rank_facts, slowest
 
@@ -136,9 +136,9 @@ from mlaprof.capture.graphs import CaptureError
 from mlaprof.facts import Check
 from mlaprof.records import Job
 from mlaprof.worker.events import RankFailed
-from mlaprof.worker.group import Seat, group_of
+from mlaprof.worker.group import RankPlace, group_of
 job = Job.model_validate_json(sys.stdin.read())
-with group_of(job, Seat(1, {str(tmp_path / "meeting")!r})) as group:
+with group_of(job, RankPlace(1, {str(tmp_path / "meeting")!r})) as group:
     assert group.gather("one")  == ["zero", "one"]
     group.worst([Check(name="a", value=0.5, limit=1), Check(name="b", value=float("nan"), limit=1)])
     assert group.any(True) and group.most(2.0) == 3.0
@@ -162,7 +162,7 @@ with group_of(job, Seat(1, {str(tmp_path / "meeting")!r})) as group:
 def test_ranks_agree(planned, tmp_path: Path, another_rank: subprocess.Popen[bytes]) -> None:
     """The worst value of a check is everybody's, one yes is a yes, and where one fails all do."""
     job = job_of(planned, "sweep: {num_tokens: 3, mode: split_eager}")
-    with group_of(job, Seat(0, str(tmp_path / "meeting"))) as group:
+    with group_of(job, RankPlace(0, str(tmp_path / "meeting"))) as group:
         assert group.gather("zero") == ["zero", "one"]
         checks = group.worst([Check(name="a", value=0.2, limit=1), Check(name="b", value=0.0, limit=1)])
         assert checks[0].value == 0.5 and not checks[1].passed
