@@ -45,7 +45,9 @@ def tuned(tmp_path_factory):
     """One kernel tuned from a cold cache."""
     folder = tmp_path_factory.mktemp("tune")
     (folder / "few.yaml").write_text(KERNELS)
-    answer = mlaprof(folder, "tune", "few.yaml", "--budget", "40s", "--max-evals", "16", "--out", "run.mlaprof", "--shared-gpu")
+    answer = mlaprof(
+        folder, "tune", "few.yaml", "--budget", "40s", "--max-evals", "16", "--out", "run.mlaprof", "--shared-gpu"
+    )
     assert answer.returncode == 0, answer.stdout[-2000:] + answer.stderr[-2000:]
     return folder, answer
 
