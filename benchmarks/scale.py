@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 CHECKOUT = Path(__file__).parents[1]
@@ -73,13 +74,17 @@ def study_of(num_tokens: int, contexts: int = 125) -> Study:
 def plan_figure() -> dict[str, Any]:
     """A million Points, of 125 jobs."""
     study = study_of(2000)
-    begin_s = time.perf_counter()
-    plan = expand(study, "cuda")
-    took_s = time.perf_counter() - begin_s
+    each_s = []
+    for _ in range(3):
+        begin_s = time.perf_counter()
+        points = len(expand(study, "cuda"))
+        each_s.append(time.perf_counter() - begin_s)
+    took_s = median(each_s)
     peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {
-        "points": len(plan),
+        "points": points,
         "expand_s": took_s,
+        "each_s": each_s,
         "peak_bytes": peak_bytes,
         "goal": "less than 5 s and 1 GiB",
         "met": took_s < 5 and peak_bytes < 2**30,

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from operator import attrgetter
 
 from mlaprof.buckets import Buckets
 from mlaprof.config.axes import Combination, combinations
@@ -181,11 +182,14 @@ def dispatch_plan(study: Study, device: Device, num_tokens: int | None = None) -
 
 def _groups(study: Study) -> dict[tuple[Phase, int], list[Combination]]:
     """The combinations of each (phase, context_len), largest size first, ways of one size adjacent."""
-    place = _place_of_way(study)
     groups: dict[tuple[Phase, int], list[Combination]] = {}
     for combination in combinations(study.axes, study.exclude, study.include):
         groups.setdefault((combination.phase, combination.context_len), []).append(combination)
-    return {key: sorted(each, key=lambda one: (-one.num_tokens, place(one))) for key, each in groups.items()}
+    for members in groups.values():
+        if study.include:  # without rules the product has the ways of a size in their order
+            members.sort(key=_place_of_way(study))
+        members.sort(key=attrgetter("num_tokens"), reverse=True)  # keeps the order of equals
+    return groups
 
 
 def _place_of_way(study: Study) -> Callable[[Combination | Point], tuple[int, int]]:
