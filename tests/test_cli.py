@@ -20,7 +20,7 @@ import pytest
 from mlaprof import __version__, cli, store
 from mlaprof.cli.door import Screen
 from mlaprof.engine.job import spawn_worker
-from mlaprof.engine.local import Engine
+from mlaprof.engine.local import Engine, in_turn
 from mlaprof.facts import DispatchTax, Ledger, MemoryUse, NodeCounts, SizeFacts, StepCounts
 from mlaprof.machine import environment
 from mlaprof.machine.child import Child
@@ -281,7 +281,9 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Let sweeps record Measurements with planted parts, without a worker."""
 
     def use(**parts: object) -> None:
-        def pretend(plan: Plan, *, engine: Engine, keep: Callable[[Measurement], None]) -> Iterator[Measurement]:
+        def pretend(
+            plan: Plan, *, keep: Callable[[Measurement], None], engine: Engine = in_turn
+        ) -> Iterator[Measurement]:
             for job in plan.jobs:
                 for point in job.points:
                     found = Measurement(

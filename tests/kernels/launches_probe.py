@@ -18,6 +18,7 @@ from mlaprof import kernel_shapes
 from mlaprof.cases import CASES, case, sparse_attn
 from mlaprof.kernels import tiles
 from mlaprof.kernels.launches import recorded
+from mlaprof.kernels.stable_keys import make_keys_stable
 from mlaprof.tuning.candidates import provider_of
 from mlaprof.worker.compilers import Compilers
 
@@ -36,6 +37,7 @@ class NoGpu:
 
 
 def main() -> None:
+    make_keys_stable()
     driver.set_active(NoGpu())
     for module in (case, sparse_attn):
         module.need_device = lambda *arguments: None

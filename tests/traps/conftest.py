@@ -168,7 +168,7 @@ class Without:
 
     def oracle(self) -> None:
         """Compare the modes with each other alone."""
-        self._set(verify, "against_oracle", lambda *probed: ())
+        self._set(verify, "against_oracle", lambda *probed, **named: ())
 
     def bits(self) -> None:
         """Look at shape, type and finiteness of a replay, not at its values."""
