@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from mlaprof.cli.door import err
-from mlaprof.engine.cluster import Cluster, connect
+from mlaprof.engine.members import GPU, Members, connect
 from mlaprof.errors import ConfigError
 from mlaprof.report.lines import print_line
 
@@ -33,10 +33,13 @@ GpuKindOption = Annotated[
 
 
 @contextmanager
-def cluster_of(
+def members_of(
     engine: EngineChoice, scheduler: str | None, gpu_kind: str | None, gpus: str | None
-) -> Iterator[Cluster | None]:
-    """The Dask cluster that the options name, None where they name none. Raises ConfigError and ClusterError."""
+) -> Iterator[Members | None]:
+    """The members of the Dask cluster that the options name, None where they name none.
+
+    Raises ConfigError and ClusterError.
+    """
     if engine is EngineChoice.local:
         for name, given in (("--scheduler", scheduler), ("--gpu-kind", gpu_kind)):
             if given is not None:
@@ -44,6 +47,7 @@ def cluster_of(
         yield None
         return
     if gpus is not None:
-        raise ConfigError("is of this machine", where="--gpus", hint="a Dask worker a GPU says which are used")
-    with closing(connect(scheduler, kind=gpu_kind or "", tell=lambda line: print_line(line, err))) as cluster:
-        yield cluster
+        raise ConfigError("is of this machine", where="--gpus", hint="leave it out: each Dask worker has its own GPU")
+    needs = {GPU: 1, **({f"{GPU}:{gpu_kind}": 1} if gpu_kind else {})}
+    with closing(connect(scheduler)) as client:
+        yield Members(client, needs, tell=lambda line: print_line(line, err))

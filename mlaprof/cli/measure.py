@@ -15,7 +15,7 @@ from mlaprof import store
 from mlaprof.analysis.cells import Summary
 from mlaprof.analysis.running import Running
 from mlaprof.analysis.summary import summarize
-from mlaprof.cli.cluster import EngineChoice, EngineOption, GpuKindOption, SchedulerOption, cluster_of
+from mlaprof.cli.cluster import EngineChoice, EngineOption, GpuKindOption, SchedulerOption, members_of
 from mlaprof.cli.door import (
     INTERRUPTED,
     OVER_BUDGET,
@@ -37,6 +37,7 @@ from mlaprof.cli.door import (
     require_ranks,
     study_of,
 )
+from mlaprof.engine.cluster import Cluster
 from mlaprof.engine.local import Engine, Lanes, in_turn
 from mlaprof.errors import ClusterError, ConfigError
 from mlaprof.machine import checks
@@ -98,11 +99,11 @@ def sweep(
     preset, share = preset_of(quick, rigorous), part_of(part)
     if resume is None and force:
         raise ConfigError("is of a run to go on with", where="--force", hint="add --resume RUN, or leave it out")
-    with cluster_of(engine, scheduler, gpu_kind, gpus) as cluster:
-        hosts = cluster.hosts() if cluster else ()
+    with members_of(engine, scheduler, gpu_kind, gpus) as members:
+        hosts = members.hosts() if members else ()
         if resume is None:
             study = study_of(config, axis, setting, preset)
-            if cluster is None:
+            if members is None:
                 require_ranks(study, device, config, setting)
             command = ("mlaprof", *sys.argv[1:])
             opening = new_run(study, device, out_file, results, command=command, part=share, hosts=hosts)
@@ -118,7 +119,7 @@ def sweep(
             print_buckets(plan.buckets, out if dry_run else err)
         if dry_run:
             return
-        if cluster is None:
+        if members is None:
             places = _seats(gpus, plan, manifest.device)
             if plan.jobs and not shared_gpu:
                 require_gpu_alone(manifest.device, places)
@@ -126,7 +127,8 @@ def sweep(
             lines = tuple(map(str, places))
         else:
             _require_single_gpus(plan, "--engine dask")
-            where, lines = cluster, cluster.admit(manifest, shared_gpu=shared_gpu)
+            members.admit(manifest, shared_gpu=shared_gpu)
+            where, lines = Cluster(members), tuple(map(members.line, members.usable()))
         for line in lines:
             print_line(f"GPU {line}", err)
         for line in rules_line(manifest.tuned):
