@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -40,6 +41,7 @@ def connect(scheduler: str | None) -> Client:
     """
     try:
         from distributed import Client
+        from distributed.comm import get_address_host_port
     except ImportError as error:
         hint = "pip install 'mlaprof[cluster]'"
         raise ConfigError(f"needs Dask: {error}", where="--engine dask", hint=hint) from None
@@ -48,14 +50,24 @@ def connect(scheduler: str | None) -> Client:
         raise ConfigError("no scheduler named", where="--engine dask", hint=hint)
     for name in ("distributed", "distributed.client", "distributed.core", "tornado.application"):
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)  # what matters of it is told in one line
-    at = {"scheduler_file": scheduler} if Path(scheduler).is_file() else {"address": scheduler}
     where = f"{WHERE} {scheduler}"
     try:
-        return Client(**at, timeout=CONNECT_S, set_as_default=False, name="mlaprof")
+        address = _address_in(Path(scheduler)) if Path(scheduler).is_file() else scheduler
+        get_address_host_port(address)
     except ValueError as error:
         raise ConfigError(f"no address: {error}", where=where, hint="e.g. --scheduler tcp://HOST:8786") from None
+    try:
+        return Client(address, timeout=CONNECT_S, set_as_default=False, name="mlaprof")
     except OSError:
         raise ClusterError("no Dask scheduler answers", where=where, hint="start one: `dask scheduler`") from None
+
+
+def _address_in(scheduler_file: Path) -> str:
+    """Raises ValueError where the file is not what `dask scheduler --scheduler-file` writes."""
+    try:
+        return str(json.loads(scheduler_file.read_text())["address"])
+    except (OSError, KeyError, TypeError) as error:
+        raise ValueError(f"not a scheduler file: {error!r}") from None
 
 
 @dataclass

@@ -13,7 +13,6 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -77,11 +76,9 @@ class Cluster:
             )
 
     def end(self) -> None:
-        """In no order: what a sweep is to have ended itself is looked at before."""
-        for pid in self.place.processes():
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        """By a kill, which takes less time than to ask; each worker goes with its nanny."""
         for process in self.processes:
+            process.kill()
             process.wait()
         self.processes.clear()
 
