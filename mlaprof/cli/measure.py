@@ -245,7 +245,8 @@ def measure(plan: Plan, writer: store.RunWriter, events: EventLog | None = None,
         if events.trouble:
             print_line(events.trouble, err)
     except ClusterError as error:
-        error.hint = f"what was measured is kept. {error.hint}, then go on with: mlaprof sweep --resume {writer.path}"
+        error.message += ", what was measured is kept"
+        error.hint += f", then go on with: mlaprof sweep --resume {writer.path} and the same --engine and --scheduler"
         raise
     except KeyboardInterrupt:
         print_line(f"interrupted; what was measured is kept. Go on with: mlaprof sweep --resume {writer.path}", err)

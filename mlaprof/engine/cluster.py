@@ -73,7 +73,8 @@ class Cluster:
         try:
             while self._waiting or self._tasks:
                 self._hand_out(spawn, ask)
-                yield from self._heard(self._members.hear())
+                for message in self._members.hear():
+                    yield from self._heard(message)
                 for lost in self._members.look():
                     yield from self._lost(lost)
                 for task in list(self._tasks.values()):
@@ -108,8 +109,8 @@ class Cluster:
         self._tasks[number] = _Task(number, member, work, future, known=len(work.answered))
 
     def _heard(self, message: Message) -> Iterator[Event]:
-        task = self._tasks.get(message.get("task", -1))
-        if task is None:  # nothing, or of an attempt that was given up
+        task = self._tasks.get(message["task"])
+        if task is None:  # of an attempt that was given up
             return
         task.begun = True
         if "event" in message:
@@ -180,6 +181,4 @@ class Cluster:
         begun = {task.number for task in tasks if task.begun}
         end_s = time.monotonic() + END_S
         while begun and time.monotonic() < end_s and self._client.status == "running":
-            message = self._members.hear()
-            if "end" in message:
-                begun.discard(message["task"])
+            begun -= {message["task"] for message in self._members.hear() if "end" in message}

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, takewhile
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
@@ -79,10 +79,11 @@ class Member:
     process: str = ""  # id of the worker that answered
     host: Host | None = None
     why_not: str = ""  # it gets no job
+    missed: bool = False  # at the last look
 
     @property
     def usable(self) -> bool:
-        return self.host is not None and not self.why_not
+        return self.host is not None and not self.why_not and not self.missed
 
     @property
     def gpu(self) -> Gpu | None:
@@ -125,7 +126,8 @@ class Members:
             self.look()
             if self._by_address and not any(each.asked for each in self._by_address.values()):
                 break
-            self.hear()
+            for _ in self.hear():
+                pass
         found = tuple(each.host for each in self.usable() if each.host)
         if not found:
             self._require_all()
@@ -144,22 +146,30 @@ class Members:
         gpu = member.gpu if self._manifest is not None and self._manifest.device == "cuda" else None
         return f"{member.address}: {f'{gpu.name} {gpu.uuid}' if gpu else 'emulated on the CPU'}"
 
-    def hear(self, limit_s: float = LOOK_S) -> Message:
-        """What is told next about a task, empty where nothing is; what a worker tells of its host is taken in."""
-        try:
-            message = self._told.get(timeout=limit_s)
-        except Empty:
-            return {}
-        if "host" in message:
-            self._meet(message)
-        return message if "task" in message else {}
+    def hear(self) -> Iterator[Message]:
+        """What has been told of tasks, awaited for LOOK_S; what a worker tells of its host is taken in."""
+        wait_s = LOOK_S
+        for _ in range(max(1, self._told.qsize())):  # no more, so that the next look is not put off
+            try:
+                message = self._told.get(timeout=wait_s)
+            except Empty:
+                return
+            wait_s = 0.0
+            if "host" in message:
+                self._meet(message)
+            elif "task" in message:
+                yield message
 
     def look(self) -> tuple[Member, ...]:
         """Who is gone since the last look; who has come is asked. Raises ClusterError where the scheduler is gone."""
         if time.monotonic() < self._look_at_s:
             return ()
         present = self._present()
-        lost = [each for address, each in self._by_address.items() if address not in present]
+        absent = [each for address, each in self._by_address.items() if address not in present]
+        # What it told at last may still be on its way from the scheduler: lost is who is missed twice.
+        lost = [each for each in absent if each.missed]
+        for each in absent:
+            each.missed = True
         for each in lost:
             self.forget(each)
             self.tell(f"GPU {each.address} is gone")
@@ -168,7 +178,9 @@ class Members:
                 self._ask(Member(address), present[address][GPU])
         for each in self._by_address.values():
             if each.asked is not None and each.asked.status == "error":
-                each.why_not, each.asked = f"cannot tell of its host: {each.asked.exception()!r}", None
+                why = f"cannot tell of its host: {each.asked.exception()!r}"
+                each.asked = None
+                self._judge(each, why)
         if self.usable():
             self._seen_s = time.monotonic()
         self._look_at_s = time.monotonic() + LOOK_S
@@ -220,7 +232,7 @@ class Members:
     def _ask(self, member: Member, gpus: float) -> None:
         self._by_address[member.address] = member
         if gpus > 1:
-            member.why_not = f"offers {GPU}={gpus:g}, and nobody can tell which of them a job has"
+            self._judge(member, f"offers {GPU}={gpus:g}, and nobody can tell which of them a job has")
             return
         placed = self.placed(member, f"host-{next(self._numbers)}")
         member.asked = self.client.submit(remote.tell_host, member.address, self.topic, **placed)
@@ -235,11 +247,13 @@ class Members:
             same = message["version"] == __version__ and member.host.environment.source_sha256 == self._source
         except ValueError:  # another version's idea of a host
             same = False
-        if not same:
-            member.why_not = f"has another mlaprof ({message['version']}) than this machine ({__version__})"
+        another = f"has another mlaprof ({message['version']}) than this machine ({__version__})"
+        self._judge(member, "" if same else another)
+
+    def _judge(self, member: Member, why_not: str) -> None:
+        """Whether one that has come gets jobs; told of once the run is known."""
+        member.why_not = why = why_not or self._objection(member)
         if self._manifest is not None:
-            member.why_not = member.why_not or self._objection(member)
-            why = member.why_not
             self.tell(f"GPU {member.address} gets no job: {why}" if why else f"GPU {self.line(member)}")
 
     def _objection(self, member: Member) -> str:
@@ -252,8 +266,8 @@ class Members:
             return ""
         if member.gpu is None:
             return "sees no GPU"
-        twins = (each for each in self.usable() if each is not member and each.gpu)
-        if twin := next((each for each in twins if each.gpu and each.gpu.uuid == member.gpu.uuid), None):
+        earlier = takewhile(lambda each: each is not member, self.usable())
+        if twin := next((each for each in earlier if each.gpu and each.gpu.uuid == member.gpu.uuid), None):
             return f"has the GPU of {twin.address}: each needs a CUDA_VISIBLE_DEVICES of its own"
         if member.host.other_processes and not self._shared_gpu:
             return f"has a GPU that process {', '.join(map(str, member.host.other_processes))} uses, too"
