@@ -219,7 +219,7 @@ class Members:
         if self.client.status != "running":
             raise self.gone()
         try:
-            told = self.client.sync(self.client.scheduler.identity, n_workers=-1, callback_timeout=CONNECT_S)
+            told = self.client.sync(self.client.scheduler.identity, callback_timeout=CONNECT_S)
         except OSError:
             raise self.gone() from None
         offers = {address: worker["resources"] for address, worker in told["workers"].items()}

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from mlaprof.config.load import load_study
 from mlaprof.engine import cluster as engine
 from mlaprof.engine import members as members_module
 from mlaprof.engine import remote
@@ -21,7 +22,7 @@ from mlaprof.engine.job import failed
 from mlaprof.engine.members import Members
 from mlaprof.errors import ClusterError, MachineError
 from mlaprof.machine.host import Host, this_host
-from mlaprof.opening import manifest_of
+from mlaprof.opening import DeviceChoice, manifest_of, new_run, resumed_run
 from mlaprof.plan import Plan
 from mlaprof.records import Gpu, Job, Manifest, Outcome, Point, Started
 from mlaprof.sweep import sweep
@@ -414,6 +415,27 @@ def test_without_a_member_that_offers_what_is_needed_nothing_begins(here: Host) 
     members = Members(dask, {"GPU": 1, "GPU:H100": 1}, dask.lines.append)
     with pytest.raises(ClusterError, match="no Dask worker offers GPU=1,GPU:H100=1"):
         members.hosts()
+
+
+def test_a_run_is_of_the_hosts_that_measure(here: Host, tmp_path: Path) -> None:
+    """From a machine without a GPU; it goes on on any GPU of the same kind, and on no other."""
+    (tmp_path / "study.yaml").write_text(STUDY)
+    study = load_study(tmp_path / "study.yaml")
+    hosts = [with_gpu(here)]
+    opening = new_run(study, DeviceChoice.auto, None, tmp_path, command=(), tuned=(), hosts=hosts)
+    opening.writer().finish()
+    assert opening.manifest.device == "cuda" and opening.manifest.environment == hosts[0].environment
+
+    def gone_on_with(*hosts: Host) -> bool:
+        run = str(opening.path)
+        return bool(resumed_run(run, tmp_path, DeviceChoice.auto, study=None, config=None, hosts=hosts).plan.jobs)
+
+    assert gone_on_with(with_gpu(here, uuid="GPU-2"))
+    assert gone_on_with(with_gpu(here, name="A100"), with_gpu(here, uuid="GPU-2"))  # Members refuse the other
+    with pytest.raises(MachineError, match="began on H100, this is A100"):
+        gone_on_with(with_gpu(here, name="A100"))
+    with pytest.raises(MachineError, match="began before a change: driver 580 -> 570"):
+        gone_on_with(with_gpu(here, driver="570"))
 
 
 def heard_of(members: Members, address: str) -> None:
