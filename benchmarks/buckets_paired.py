@@ -2,7 +2,9 @@
 in random order.
 
 A process a list would tell lists apart by what the machine did meanwhile: one list's host-bound steps differed by 40 %
-between two processes where the lists differ by 1 %. Here what slows a round slows all lists of it.
+between two processes where the lists differ by 1 %. Here what slows a round slows all lists of it. They share weights,
+caches and inputs, too: with copies of those at other addresses, one list captured twice differed by 0.8 % on the
+device.
 """
 
 from __future__ import annotations
@@ -17,9 +19,9 @@ from mlaprof.facts import GraphFacts
 from mlaprof.machine.nvml import Nvml
 from mlaprof.measure.rounds import Limits, sample_rounds
 from mlaprof.records import Job
-from mlaprof.worker.arms import Arm
+from mlaprof.worker.arms import Arm, build_arm
 from mlaprof.worker.health import valid_at
-from mlaprof.worker.prepare import Prepared, graph_facts, prepare
+from mlaprof.worker.prepare import Prepared, graph_facts
 from mlaprof.worker.rig import Rig
 from mlaprof.worker.timing import clock_of, step_of, watch_of
 
@@ -58,19 +60,22 @@ def measure_beside(jobs: Mapping[str, Job], *, bursts: bool, rounds: int) -> Bes
     Raises AssertionError where a list's step is not, bit for bit, what the layer computes eagerly from as many rows.
     """
     begin_s = perf_counter()
-    rigs = {name: Rig(job) for name, job in jobs.items()}
-    arms: dict[str, dict[int, Arm]] = {}
-    captured: dict[str, Captured] = {}
-    for name, rig in rigs.items():
-        arms[name] = {point.num_tokens: prepare(rig, point).arm for point in rig.job.points}
-        captured[name] = _captured(rig, next(iter(arms[name].values())))
     first = next(iter(jobs.values()))
+    every = sorted({size for job in jobs.values() for size in job.capture.sizes or ()})
+    rig = Rig(first.model_copy(update={"capture": first.capture.model_copy(update={"sizes": tuple(every)})}))
+    arms = {name: _arm(rig, job) for name, job in jobs.items()}
+    captured = {name: _captured(rig, arm, jobs[name]) for name, arm in arms.items()}
     clock, steps = clock_of(first), []
     with Nvml() as nvml:
         watch = watch_of(first, nvml)
         for point in first.points:
-            ready = {name: arms[name][point.num_tokens] for name in jobs}
-            facts = {name: _proven(rigs[name], arm) for name, arm in ready.items()}
+            ready = {
+                name: arm.at(arm.point.model_copy(update={"num_tokens": point.num_tokens}))
+                for name, arm in arms.items()
+            }
+            facts = {name: _proven(rig, arm) for name, arm in ready.items()}
+            rig.load(point.num_tokens)
+            rig.load_hidden(0, max(each.padded_tokens for each in facts.values()))  # an engine's padding holds numbers
             found = sample_rounds(
                 {name: step_of(arm) for name, arm in ready.items()},
                 clock,
@@ -93,16 +98,26 @@ def measure_beside(jobs: Mapping[str, Job], *, bursts: bool, rounds: int) -> Bes
     return Beside(tuple(steps), captured, perf_counter() - begin_s)
 
 
-def _captured(rig: Rig, arm: Arm) -> Captured:
+def _arm(rig: Rig, job: Job) -> Arm:
+    return build_arm(job, job.points[0], rig.stack, rig.buffers, rig.metadata, rig.group)
+
+
+def _captured(rig: Rig, arm: Arm, job: Job) -> Captured:
+    """Capture the job's list, largest first."""
     if arm.graphs is None:
         return Captured(0, 0.0)
-    facts = [arm.runner.facts(size) for size in rig.capture_sizes(arm.point)]
-    seconds = sum(each.capture_s + each.instantiate_s + each.first_replay_s for each in facts)
+    seconds = 0.0
+    for size in sorted(job.capture.sizes or (), reverse=True):
+        rig.load(size)
+        with arm.context:
+            (facts,) = arm.runner.prepare([size])
+        seconds += facts.capture_s + facts.instantiate_s + facts.first_replay_s
+    rig.settle()
     return Captured(arm.graphs.pool_bytes(), seconds)
 
 
 def _proven(rig: Rig, arm: Arm) -> GraphFacts:
-    """How the step runs, once it has given every bit of the eager step; the batch of the step stays in place.
+    """How the step runs, once it has given every bit of the eager step.
 
     The rows of padding are NaN meanwhile. Both are of as many rows: Op 1 of padded rows may round in another order.
     """
@@ -114,6 +129,4 @@ def _proven(rig: Rig, arm: Arm) -> GraphFacts:
         output = arm.runner.run(num_tokens)[:num_tokens].clone()
         expected = arm.stack(*rig.buffers.slice(rows))[:num_tokens]
         assert torch.isfinite(expected).all() and torch.equal(output, expected), f"{arm.point.key}: not eager's bits"
-        rig.load(num_tokens)
-        rig.load_hidden(0, rows)  # an engine's padding rows hold numbers
     return graph_facts(Prepared(arm, prepare_s=None))
