@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 
 from mlaprof import store
@@ -146,7 +147,7 @@ def resumed_run(
         raise ConfigError(
             f"not the study of run {manifest.run_id}", where=str(config), hint="leave CONFIG out, or start a new run"
         )
-    host = min(hosts, key=lambda each: len(_changes(manifest, each)), default=None)
+    host = min(hosts, key=partial(_strangeness, manifest), default=None)
     same_machine(manifest, choice, host)
     began = study_from_resolved(manifest.study_yaml)
     if host is None:
@@ -165,6 +166,12 @@ def resumed_run(
     done = frozenset(store.done(path))
     forced = f"{_now()}, after {len(done)} measurements: {', '.join(changed)}" if changed else ""
     return Opening(plan.part(*part).without(done), path, manifest, done, forced)
+
+
+def _strangeness(manifest: Manifest, host: Host) -> tuple[bool, int]:
+    """How unlike the run a host is: another processor first, then how much has changed."""
+    was, is_now = (each.processor(manifest.device) for each in (manifest.environment, host.environment))
+    return was != is_now, len(_changes(manifest, host))
 
 
 def _changes(manifest: Manifest, host: Host) -> list[str]:
