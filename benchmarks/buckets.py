@@ -20,7 +20,6 @@ import sys
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -36,7 +35,7 @@ from mlaprof.config.load import study_from_resolved  # noqa: E402
 from mlaprof.plan import expand  # noqa: E402
 from mlaprof.records import Device, Job, Run  # noqa: E402
 from mlaprof.sizing.check import Stratum, predicted_step, strata, study_under  # noqa: E402
-from mlaprof.sizing.choose import Choice, Limits, choose  # noqa: E402
+from mlaprof.sizing.choose import Baseline, Choice, Limits, choose  # noqa: E402
 from mlaprof.sizing.costs import Clock, Costs, costs_of  # noqa: E402
 from mlaprof.sizing.engines import ENGINES, default_sizes  # noqa: E402
 from mlaprof.sizing.named import NAMED, requests_of  # noqa: E402
@@ -49,8 +48,11 @@ MAX_BATCH_SIZE = 256
 STRATA = 16  # steps that stand for a trace, the same under every list
 
 
+# Where the best list took more memory than its default, the best at this share of its memory is tried.
+SHARES = (1.0, 0.96, 0.92, 0.88, 0.84, 0.8)
+
 CLOCKS: tuple[Clock, ...] = ("step", "device")
-ROUNDS = 20
+ROUNDS: dict[Clock, int] = {"device": 16, "step": 9}
 NOTHING, AGAIN = "nothing captured", "again"  # arms beside the lists: eager steps, and the first list once more
 
 
@@ -61,12 +63,19 @@ class Entry:
     trace: str
     engine: str
     which: str  # default, or ours
-    found: Expected
+    tries: tuple[Expected, ...]  # of ours with ever less memory
     asked: tuple[Stratum, ...]
 
     @property
     def name(self) -> str:
         return f"{self.engine} {self.which}"
+
+    def found(self, beside: dict[str, Any] | None) -> Expected:
+        """What was expected of the list that was measured, of the first where none was."""
+        if beside is None:
+            return self.tries[0]
+        sizes = tuple(beside["captured"][self.name]["sizes"])
+        return next(each for each in self.tries if each.sizes == sizes)
 
 
 def main() -> int:
@@ -117,10 +126,25 @@ def entries_of(costs: Costs) -> list[Entry]:
         for baseline in choice.baselines:
             if baseline.at_equal_memory is None:
                 raise SystemExit("the base run has no memory ledger: sweep with measure.memory=true")
-            for which, found in (("default", baseline.found), ("ours", baseline.at_equal_memory)):
-                asked = strata(choice.steps, found.sizes, STRATA)
-                entries.append(Entry(trace, baseline.name, which, found, asked))
+            asked = strata(choice.steps, (), STRATA)
+            entries.append(Entry(trace, baseline.name, "default", (baseline.found,), asked))
+            entries.append(Entry(trace, baseline.name, "ours", tries(choice, baseline), asked))
     return entries
+
+
+def tries(choice: Choice, baseline: Baseline) -> tuple[Expected, ...]:
+    """The best list at the memory of another one, and at ever less."""
+    assert baseline.at_equal_memory is not None and baseline.found.memory_bytes is not None
+    budgets = [int(share * baseline.found.memory_bytes) for share in SHARES[1:]]
+    return (
+        baseline.at_equal_memory,
+        *(choose(choice.steps, choice.costs, Limits(memory_bytes=each), {}).chosen for each in budgets),
+    )
+
+
+def pairs(entries: list[Entry]) -> list[tuple[Entry, Entry]]:
+    """(default, ours) of each engine."""
+    return list(zip(entries[::2], entries[1::2], strict=True))
 
 
 def samples_path(folder: Path, clock: Clock, trace: str) -> Path:
@@ -138,11 +162,16 @@ def measure(base: Run, costs: Costs, entries: list[Entry], folder: Path, *, trac
             continue
         print(f"{trace}, by {costs.clock_name}", flush=True)
         of_trace = [entry for entry in entries if entry.trace == trace]
-        lists = {entry.name: (entry.found.sizes, costs.way) for entry in of_trace}
-        lists |= {AGAIN: (of_trace[0].found.sizes, costs.way), NOTHING: (of_trace[0].found.sizes, costs.eager_way)}
         counts = sorted({each.num_tokens for each in of_trace[0].asked})
-        jobs = {name: job_under(base, sizes, counts, way, device) for name, (sizes, way) in lists.items()}
-        found = measure_beside(jobs, bursts=costs.clock == "step", rounds=ROUNDS)
+        first = of_trace[0].tries[0].sizes
+        lists = {
+            entry.name: [job_under(base, each.sizes, counts, costs.way, device) for each in entry.tries]
+            for entry in of_trace
+        }
+        lists[AGAIN] = [job_under(base, first, counts, costs.way, device)]
+        lists[NOTHING] = [job_under(base, first, counts, costs.eager_way, device)]
+        within = {ours.name: default.name for default, ours in pairs(of_trace)}
+        found = measure_beside(lists, within, bursts=costs.clock == "step", rounds=ROUNDS[costs.clock])
         with gzip.open(path, "wt") as file:
             json.dump({"emulated": device == "cpu", **asdict(found)}, file)
 
@@ -177,22 +206,23 @@ def compared(costs: Costs, entries: list[Entry], folder: Path) -> dict[str, Any]
         beside = json.loads(gzip.decompress(path.read_bytes())) if path.exists() else None
         rounds = trace_rounds(of_trace[0].asked, beside, costs) if beside else {}
         for entry in of_trace:
-            own = sum(each.share * predicted_step(each.num_tokens, entry.found.sizes, costs) for each in entry.asked)
+            expected = entry.found(beside)
+            own = sum(each.share * predicted_step(each.num_tokens, expected.sizes, costs) for each in entry.asked)
             rows.append(
                 {
                     "trace": trace,
                     "engine": entry.engine,
                     "which": entry.which,
-                    "predicted": {**asdict(entry.found), "fallback": entry.found.fallback, "steps_s": own},
+                    "predicted": {**asdict(expected), "fallback": expected.fallback, "steps_s": own},
                     "measured": beside and measured(beside, rounds, entry.name),
                 }
             )
-        for default, ours in zip(of_trace[::2], of_trace[1::2], strict=True):
+        for default, ours in pairs(of_trace):
             ratios.append(
                 {
                     "trace": trace,
                     "engine": default.engine,
-                    "predicted": default.found.step_s / ours.found.step_s,
+                    "predicted": default.found(beside).step_s / ours.found(beside).step_s,
                     "measured": beside and asdict(paired([rounds[ours.name]], [rounds[default.name]], seed=1).estimate),
                 }
             )
@@ -208,7 +238,7 @@ def compared(costs: Costs, entries: list[Entry], folder: Path) -> dict[str, Any]
         "layers": costs.layers,
         "padding_share": costs.padding_share,
         "padded_cells": costs.padded_cells,
-        "rounds": ROUNDS,
+        "rounds": ROUNDS[costs.clock],
         "rows": rows,
         "default_over_ours": ratios,
     }
@@ -228,17 +258,13 @@ def trace_rounds(asked: tuple[Stratum, ...], beside: dict[str, Any], costs: Cost
 
 def series(step: dict[str, Any], name: str, costs: Costs) -> list[float]:
     """Seconds of one step under a list, a round an entry, by the clock of costs."""
-    if costs.clock == "device":
-        return list(step["device_s"][name])
-    if costs.clock_name == "sustained time":
-        return list(step["sustained_s"][name])
-    return max((list(step[f"{each}_s"][name]) for each in ("device", "submit")), key=median)
+    return list(step["device_s" if costs.clock == "device" else "sustained_s"][name])
 
 
 def measured(beside: dict[str, Any], rounds: dict[str, list[float]], name: str) -> dict[str, Any]:
     return {
         "steps_s": asdict(bootstrap(rounds[name], seed=1, block=BLOCK).estimate),
-        **beside["captured"][name],
+        **{fact: beside["captured"][name][fact] for fact in ("pool_bytes", "driver_bytes", "capture_s")},
         "emulated": beside["emulated"],
     }
 
@@ -250,18 +276,23 @@ def table(entries: list[Entry], found: dict[str, Any] | None = None) -> str:
         "predicted | measured |",
         "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
-    rows = {(row["trace"], row["engine"], row["which"]): row["measured"] for row in found["rows"]} if found else {}
-    ratios = {(each["trace"], each["engine"]): each["measured"] for each in found["default_over_ours"]} if found else {}
-    for default, ours in zip(entries[::2], entries[1::2], strict=True):
+    rows = {(row["trace"], row["engine"], row["which"]): row for row in found["rows"]} if found else {}
+    ratios = {(each["trace"], each["engine"]): each for each in found["default_over_ours"]} if found else {}
+    for default, ours in pairs(entries):
         cells = [default.trace, default.engine]
         for each in (default, ours):
-            seen = rows.get((each.trace, each.engine, each.which))
-            num_bytes = seen["pool_bytes"] if seen else each.found.memory_bytes or 0
-            step_s = seen["steps_s"]["median"] if seen else each.found.step_s
-            cells += [f"{len(each.found.sizes)}", f"{num_bytes / 2**20:.0f}", f"{1e3 * step_s:.3f}"]
-        cells.append(f"{default.found.step_s / ours.found.step_s:.3f}x")
+            row = rows.get(
+                (each.trace, each.engine, each.which), {"predicted": asdict(each.tries[0]), "measured": None}
+            )
+            predicted, seen = row["predicted"], row["measured"]
+            num_bytes = seen["pool_bytes"] + seen["driver_bytes"] if seen else predicted["memory_bytes"]
+            step_s = seen["steps_s"]["median"] if seen else predicted["step_s"]
+            cells += [f"{len(predicted['sizes'])}", f"{num_bytes / 2**20:.0f}", f"{1e3 * step_s:.3f}"]
         ratio = ratios.get((default.trace, default.engine))
-        cells.append(f"{ratio['median']:.3f}x [{ratio['ci_low']:.3f}, {ratio['ci_high']:.3f}]" if ratio else "not yet")
+        predicted = ratio["predicted"] if ratio else default.tries[0].step_s / ours.tries[0].step_s
+        seen = ratio["measured"] if ratio else None
+        cells.append(f"{predicted:.3f}x")
+        cells.append(f"{seen['median']:.3f}x [{seen['ci_low']:.3f}, {seen['ci_high']:.3f}]" if seen else "not yet")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

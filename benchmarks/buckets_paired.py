@@ -9,7 +9,8 @@ device.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import random
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -17,13 +18,18 @@ import torch
 
 from mlaprof.facts import GraphFacts
 from mlaprof.machine.nvml import Nvml
-from mlaprof.measure.rounds import Limits, sample_rounds
+from mlaprof.measure.clock import Clock
+from mlaprof.measure.clock import Step as Call
+from mlaprof.measure.memory import CpuMeter, CudaMeter, weigh_capture
+from mlaprof.measure.rounds import Limits, quiet_collector, sample_rounds
 from mlaprof.records import Job
 from mlaprof.worker.arms import Arm, build_arm
 from mlaprof.worker.health import valid_at
 from mlaprof.worker.prepare import Prepared, graph_facts
 from mlaprof.worker.rig import Rig
 from mlaprof.worker.timing import clock_of, step_of, watch_of
+
+BURST_STEPS = 20
 
 
 @dataclass(frozen=True)
@@ -32,17 +38,23 @@ class Step:
 
     num_tokens: int
     padded: dict[str, int | None]  # tokens that the list's graph runs at; None: eager
-    device_s: dict[str, tuple[float, ...]]
+    device_s: dict[str, tuple[float, ...]]  # empty where bursts were timed, as is submit_s
     submit_s: dict[str, tuple[float, ...]]
-    sustained_s: dict[str, tuple[float, ...]]  # of bursts, fewer than rounds; empty without
+    sustained_s: dict[str, tuple[float, ...]]  # mean of a burst; empty where single steps were timed
 
 
 @dataclass(frozen=True)
 class Captured:
     """What a list took to capture."""
 
+    sizes: tuple[int, ...]  # ascending; empty: eager
     pool_bytes: int
+    driver_bytes: int  # graph executables, beyond the pool; 0 where the machine cannot tell
     capture_s: float  # capture, instantiation and first replay of all sizes
+
+    @property
+    def memory_bytes(self) -> int:
+        return self.pool_bytes + self.driver_bytes
 
 
 @dataclass(frozen=True)
@@ -54,17 +66,30 @@ class Beside:
     seconds: float  # wall time
 
 
-def measure_beside(jobs: Mapping[str, Job], *, bursts: bool, rounds: int) -> Beside:
+def measure_beside(
+    lists: Mapping[str, Sequence[Job]], within: Mapping[str, str], *, bursts: bool, rounds: int
+) -> Beside:
     """Capture and time the jobs of several lists, which differ in capture.sizes or mode alone.
+
+    lists    name -> jobs; the first is taken, and each further one where those before took too much memory
+    within   name -> name of an earlier list, whose memory is the most that this one may take; where none of its jobs
+             keeps to that, the last is taken
+    bursts   time steps that follow one another, as a host feeds them, and not single ones by the device's clock
 
     Raises AssertionError where a list's step is not, bit for bit, what the layer computes eagerly from as many rows.
     """
     begin_s = perf_counter()
-    first = next(iter(jobs.values()))
-    every = sorted({size for job in jobs.values() for size in job.capture.sizes or ()})
+    first = next(iter(lists.values()))[0]
+    every = sorted({size for jobs in lists.values() for job in jobs for size in job.capture.sizes or ()})
     rig = Rig(first.model_copy(update={"capture": first.capture.model_copy(update={"sizes": tuple(every)})}))
-    arms = {name: _arm(rig, job) for name, job in jobs.items()}
-    captured = {name: _captured(rig, arm, jobs[name]) for name, arm in arms.items()}
+    _run_eagerly(rig, _arm(rig, first), every)
+    print(f"  kernels loaded, {perf_counter() - begin_s:.0f} s", flush=True)
+    arms: dict[str, Arm] = {}
+    captured: dict[str, Captured] = {}
+    for name, jobs in lists.items():
+        most_bytes = captured[within[name]].memory_bytes if name in within else None
+        arms[name], captured[name] = _first_within(rig, jobs, most_bytes)
+    print(f"  {len(captured)} lists captured, {perf_counter() - begin_s:.0f} s", flush=True)
     clock, steps = clock_of(first), []
     with Nvml() as nvml:
         watch = watch_of(first, nvml)
@@ -76,24 +101,24 @@ def measure_beside(jobs: Mapping[str, Job], *, bursts: bool, rounds: int) -> Bes
             facts = {name: _proven(rig, arm) for name, arm in ready.items()}
             rig.load(point.num_tokens)
             rig.load_hidden(0, max(each.padded_tokens for each in facts.values()))  # an engine's padding holds numbers
-            found = sample_rounds(
-                {name: step_of(arm) for name, arm in ready.items()},
-                clock,
-                Limits(min_samples=rounds, max_samples=rounds, ci_half_width=1.0, warmup_s=first.measure.warmup_s),
-                seed=point.num_tokens,
-                reading=watch.reading,
-                valid=valid_at(first.measure.min_clock_ratio),
-                bursts=bursts,
-            ).arms
-            steps.append(
-                Step(
-                    point.num_tokens,
-                    {name: each.padded_tokens if each.graph_launches else None for name, each in facts.items()},
-                    {name: found[name].device_s for name in jobs},
-                    {name: tuple(each.submit_s for each in found[name].samples) for name in jobs},
-                    {name: tuple(each.sustained_s for each in found[name].bursts) for name in jobs},
-                )
-            )
+            calls = {name: step_of(arm) for name, arm in ready.items()}
+            padded = {name: each.padded_tokens if each.graph_launches else None for name, each in facts.items()}
+            if bursts:
+                sustained_s = _sustained(calls, clock, rounds, seed=point.num_tokens)
+                steps.append(Step(point.num_tokens, padded, {}, {}, sustained_s))
+            else:
+                found = sample_rounds(
+                    calls,
+                    clock,
+                    Limits(min_samples=rounds, max_samples=rounds, ci_half_width=1.0, warmup_s=first.measure.warmup_s),
+                    seed=point.num_tokens,
+                    reading=watch.reading,
+                    valid=valid_at(first.measure.min_clock_ratio),
+                    bursts=False,
+                ).arms
+                device_s = {name: found[name].device_s for name in lists}
+                submit_s = {name: tuple(each.submit_s for each in found[name].samples) for name in lists}
+                steps.append(Step(point.num_tokens, padded, device_s, submit_s, {}))
             print(f"  {point.num_tokens} tokens, {perf_counter() - begin_s:.0f} s", flush=True)
     return Beside(tuple(steps), captured, perf_counter() - begin_s)
 
@@ -102,18 +127,51 @@ def _arm(rig: Rig, job: Job) -> Arm:
     return build_arm(job, job.points[0], rig.stack, rig.buffers, rig.metadata, rig.group)
 
 
+def _first_within(rig: Rig, jobs: Sequence[Job], most_bytes: int | None) -> tuple[Arm, Captured]:
+    for job in jobs:
+        arm = _arm(rig, job)
+        captured = _captured(rig, arm, job)
+        if most_bytes is None or captured.memory_bytes <= most_bytes:
+            break
+        print(f"  {len(captured.sizes)} sizes take {captured.memory_bytes} bytes, above {most_bytes}", flush=True)
+    return arm, captured
+
+
+def _sustained(calls: Mapping[str, Call], clock: Clock, rounds: int, *, seed: int) -> dict[str, tuple[float, ...]]:
+    """Seconds a step of a burst, a round an entry, in a fresh random order each round; one round warms up.
+
+    A sweep's bursts are longer, and few: what the host does meanwhile hits one list and not the next.
+    """
+    order, shuffle = list(calls), random.Random(seed).shuffle
+    found: dict[str, list[float]] = {name: [] for name in calls}
+    with quiet_collector():
+        for _ in range(1 + rounds):
+            shuffle(order)
+            for name in order:
+                found[name].append(clock.burst(calls[name], BURST_STEPS).sustained_s)
+    return {name: tuple(seconds[1:]) for name, seconds in found.items()}
+
+
+def _run_eagerly(rig: Rig, arm: Arm, sizes: Sequence[int]) -> None:
+    """Load every kernel: the first list captured would count them as its own."""
+    for size in sizes:
+        rig.load(size)
+        with arm.context, rig.kept_caches():
+            arm.stack(*rig.buffers.slice(size))
+
+
 def _captured(rig: Rig, arm: Arm, job: Job) -> Captured:
     """Capture the job's list, largest first."""
     if arm.graphs is None:
-        return Captured(0, 0.0)
-    seconds = 0.0
-    for size in sorted(job.capture.sizes or (), reverse=True):
-        rig.load(size)
-        with arm.context:
-            (facts,) = arm.runner.prepare([size])
-        seconds += facts.capture_s + facts.instantiate_s + facts.first_replay_s
-    rig.settle()
-    return Captured(arm.graphs.pool_bytes(), seconds)
+        return Captured((), 0, 0, 0.0)
+    sizes, seconds = tuple(sorted(job.capture.sizes or ())), 0.0
+    with weigh_capture(CudaMeter() if rig.device.type == "cuda" else CpuMeter()) as weight:
+        for size in reversed(sizes):
+            rig.load(size)
+            with arm.context:
+                (facts,) = arm.runner.prepare([size])
+            seconds += facts.capture_s + facts.instantiate_s + facts.first_replay_s
+    return Captured(sizes, arm.graphs.pool_bytes(), weight.driver_bytes or 0, seconds)
 
 
 def _proven(rig: Rig, arm: Arm) -> GraphFacts:
