@@ -3,7 +3,8 @@
 MlaprofError
 ├── ConfigError        the study or an option is wrong                      exit 2
 ├── RunFileError       a run file is missing, foreign or unreadable         exit 2
-└── MachineError       this machine cannot do what was asked, or differs    exit 4
+├── MachineError       this machine cannot do what was asked, or differs    exit 4
+└── ClusterError       the machines that measure for this one are gone      exit 4
 """
 
 from __future__ import annotations
@@ -42,5 +43,11 @@ class RunFileError(MlaprofError):
 
 class MachineError(MlaprofError):
     """This machine cannot do what was asked, or differs from the one compared with."""
+
+    exit_code = 4
+
+
+class ClusterError(MlaprofError):
+    """The cluster that measures cannot be reached, or not any more."""
 
     exit_code = 4

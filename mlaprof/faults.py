@@ -19,6 +19,7 @@ Fault = Literal[
     "exited",  # the worker left before it was done
     "rubbish",  # it wrote what is no record
     "not_started",
+    "host_lost",  # with the machine that measured it, again and again
     "nvml_gone",  # it answered before, so that clocks and heat beside the samples are unknown from here on
     "not_finite",  # NaN or infinite output
     "error",  # an exception that none of the others names

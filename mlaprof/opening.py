@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 
 from mlaprof import store
@@ -14,6 +15,7 @@ from mlaprof.config.load import resolved_yaml, study_from_resolved
 from mlaprof.errors import ConfigError, MachineError, RunFileError
 from mlaprof.facts import TunedUse
 from mlaprof.machine import environment
+from mlaprof.machine.host import Host
 from mlaprof.machine.seats import Seat
 from mlaprof.plan import Plan, expand
 from mlaprof.records import Device, Environment, Kind, Manifest, work
@@ -33,6 +35,9 @@ Part = tuple[int, int]
 """(number, of): every of-th job of a plan, from the number-th on."""
 
 WHOLE: Part = (1, 1)
+
+# A host has several GPUs, of which a run may take each: it is gone on with on any of them, and each time says on which.
+_OF_A_SEAT = frozenset({"GPU uuid", "CUDA_VISIBLE_DEVICES"})
 
 
 @dataclass(frozen=True)
@@ -70,17 +75,20 @@ def new_run(
     command: Sequence[str],
     tuned: Sequence[TunedUse] | None = None,
     part: Part = WHOLE,
+    hosts: Sequence[Host] = (),
 ) -> Opening:
     """A run of all of study, in out_file or under its id in results.
 
     tuned   the tuned tiles to run with; None looks them up in the study's libraries
     part    of the plan to measure; the manifest plans all of it
+    hosts   that measure, alike, of which the manifest tells one; none: this machine does
 
     Raises MachineError, and ConfigError on a library that cannot be read.
     """
-    device = device_of(choice)
+    host = hosts[0] if hosts else None
+    device = device_of(choice, host)
     plan = expand(study, device)
-    manifest = manifest_of(study.name, device, resolved_yaml(study), plan.planned, command=command)
+    manifest = manifest_of(study.name, device, resolved_yaml(study), plan.planned, command=command, host=host)
     manifest = manifest.model_copy(update={"environment": _for_ranks(study, manifest.environment)})
     if tuned is None:
         tuned = served(study, plan.points, manifest.environment, device, results)
@@ -90,9 +98,15 @@ def new_run(
 
 
 def manifest_of(
-    name: str, device: Device, study_yaml: str, planned: Iterable[tuple[Kind, str, int]], *, command: Sequence[str]
+    name: str,
+    device: Device,
+    study_yaml: str,
+    planned: Iterable[tuple[Kind, str, int]],
+    *,
+    command: Sequence[str],
+    host: Host | None = None,
 ) -> Manifest:
-    """The head of a run that begins now, here."""
+    """The head of a run that begins now, on this machine or on the one that is given."""
     now = datetime.now(UTC)
     return Manifest(
         schema_version=store.SCHEMA_VERSION,
@@ -102,7 +116,7 @@ def manifest_of(
         command=tuple(command),
         device=device,
         study_yaml=study_yaml,
-        environment=environment.snapshot(),
+        environment=host.environment if host else environment.snapshot(),
         planned=tuple(work(*each) for each in planned),
     )
 
@@ -116,12 +130,14 @@ def resumed_run(
     config: Path | None,
     force: bool = False,
     part: Part = WHOLE,
+    hosts: Sequence[Host] = (),
 ) -> Opening:
     """What is left of a run.
 
     study   given beside the run and read from `config`: it must be the stored one; None takes that
     part    of the whole plan, so that parts stay what they were
     force   go on after a change of code or environment, too, and let the run say so; never on another processor
+    hosts   that go on with it, of which the one that differs least from the run counts; none: this machine does
 
     Raises RunFileError, ConfigError or MachineError: a run goes on as it began.
     """
@@ -131,10 +147,14 @@ def resumed_run(
         raise ConfigError(
             f"not the study of run {manifest.run_id}", where=str(config), hint="leave CONFIG out, or start a new run"
         )
-    same_machine(manifest, choice)
+    host = min(hosts, key=partial(_strangeness, manifest), default=None)
+    same_machine(manifest, choice, host)
     began = study_from_resolved(manifest.study_yaml)
-    here = _for_ranks(began, environment.snapshot())
-    changed = [str(each) for each in changes_since(manifest, here, __version__)]
+    if host is None:
+        here = _for_ranks(began, environment.snapshot())
+        changed = [str(each) for each in changes_since(manifest, here, __version__)]
+    else:
+        changed = _changes(manifest, host)
     if changed and not force:
         others = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
         raise MachineError(
@@ -148,6 +168,18 @@ def resumed_run(
     return Opening(plan.part(*part).without(done), path, manifest, done, forced)
 
 
+def _strangeness(manifest: Manifest, host: Host) -> tuple[bool, int]:
+    """How unlike the run a host is: another processor first, then how much has changed."""
+    was, is_now = (each.processor(manifest.device) for each in (manifest.environment, host.environment))
+    return was != is_now, len(_changes(manifest, host))
+
+
+def _changes(manifest: Manifest, host: Host) -> list[str]:
+    """What of code and environment is on host, whichever of its GPUs is taken, not as it was when the run began."""
+    found = changes_since(manifest, host.environment, host.mlaprof_version)
+    return [str(each) for each in found if each.name not in _OF_A_SEAT]
+
+
 def _for_ranks(study: Study, found: Environment) -> Environment:
     """The environment as the workers of this study have it, whose ranks are given variables of their own."""
     if study.layer.tp.world == 1:
@@ -159,9 +191,12 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def device_of(choice: DeviceChoice) -> Device:
-    """The device that is meant; auto takes the GPU where there is one. Raises MachineError without a GPU asked for."""
-    present = environment.cuda_present()
+def device_of(choice: DeviceChoice, host: Host | None = None) -> Device:
+    """The device that is meant; auto takes the GPU where there is one, on this machine or on host.
+
+    Raises MachineError without a GPU asked for.
+    """
+    present = host.has_cuda if host else environment.cuda_present()
     if choice is DeviceChoice.cuda and not present:
         raise MachineError(
             "no CUDA GPU that torch can use", where="--device cuda", hint="see `mlaprof doctor`, or use --device cpu"
@@ -188,15 +223,18 @@ def require_gpu_alone(device: Device, seats: Sequence[Seat] = ()) -> None:
     )
 
 
-def same_machine(manifest: Manifest, choice: DeviceChoice) -> None:
-    """A run holds times of one processor only. Raises MachineError where this is another, or `choice` says so."""
+def same_machine(manifest: Manifest, choice: DeviceChoice, host: Host | None = None) -> None:
+    """A run holds times of one processor only: that of this machine, or of host.
+
+    Raises MachineError where it is another, or `choice` says so.
+    """
     if choice is not DeviceChoice.auto and choice != manifest.device:
         raise MachineError(
             f"run {manifest.run_id} is of device {manifest.device}",
             where=f"--device {choice}",
             hint="leave out --device, or start a new run",
         )
-    here = environment.snapshot().processor(manifest.device)
+    here = (host.environment if host else environment.snapshot()).processor(manifest.device)
     if here != (began := manifest.environment.processor(manifest.device)):
         raise MachineError(
             f"run {manifest.run_id} began on {began}, this is {here}",
@@ -204,4 +242,4 @@ def same_machine(manifest: Manifest, choice: DeviceChoice) -> None:
             hint="resume it there, or start a new run",
         )
     if manifest.device == "cuda":
-        device_of(DeviceChoice.cuda)
+        device_of(DeviceChoice.cuda, host)

@@ -15,7 +15,7 @@ from mlaprof.config.axes import Combination, combinations
 from mlaprof.config.sizes import captured_sizes
 from mlaprof.facts import TunedUse
 from mlaprof.kernels.tiles import kernel_of
-from mlaprof.records import Device, Job, Kind, Measurement, Outcome, Point
+from mlaprof.records import Device, Job, KernelPoint, Kind, Measurement, Outcome, PlannedJob, Point
 from mlaprof.skips import skip_reason
 from mlaprof.study import BASELINE, BOUNDED_MODES, PHASES, PR_BOUNDARY, Phase, Study, TileChoice
 
@@ -74,7 +74,7 @@ class Plan:
         in another process stays. Counts and compile facts are of one Point alone.
         """
         finished = frozenset(done)
-        jobs = (_remaining(job, finished) for job in self.jobs)
+        jobs = (job.model_copy(update={"points": unfinished(job, finished)}) for job in self.jobs)
         return replace(
             self,
             jobs=tuple(job for job in jobs if job.points),
@@ -260,11 +260,12 @@ def _jobs(
             )
 
 
-def _remaining(job: Job, finished: frozenset[Work]) -> Job:
-    open_points = [point for point in job.points if (job.kind, point.key, job.process) not in finished]
-    if job.kind == "memory" and open_points:
-        return job
-    if job.kind == "timing":
-        cells = {point.cell for point in open_points}
-        open_points = [point for point in job.points if point.cell in cells]
-    return job.model_copy(update={"points": tuple(open_points)})
+def unfinished(job: PlannedJob, finished: Collection[Work]) -> tuple[Point | KernelPoint, ...]:
+    """The Points of a job that are left when the work in `finished` is done: see Plan.without."""
+    left = [point for point in job.points if (job.kind, point.key, job.process) not in finished]
+    if job.kind == "memory" and left:
+        return job.points
+    if job.kind in ("timing", "kernel"):
+        cells = {point.cell for point in left}
+        return tuple(point for point in job.points if point.cell in cells)
+    return tuple(left)

@@ -13,8 +13,8 @@ Schema history (`PRAGMA user_version`; `PRAGMA application_id` says that the fil
     7   an Outcome names its fault; the Environment has a hash of mlaprof's own source, and the Manifest what changed
         when a run was gone on with by --force
     8   a LayerSpec says how many tensor parallel ranks run the layer; a Measurement has what each rank's clock said;
-        a Timing says on which GPU (UUID) and CPUs it was taken, and how long its thread waited for a CPU; there is a
-        fault gpu_lost; the Manifest names the runs that were merged
+        a Timing says on which GPU (UUID) and CPUs it was taken, and how long its thread waited for a CPU; there are
+        faults gpu_lost and host_lost; the Manifest names the runs that were merged
 Old files are read as they are: a new field has a default that says what the old mlaprof did. A field that is new,
 renamed or of another meaning raises the version, because an older mlaprof refuses or misreads it. A run goes on only
 under the schema that it began with.

@@ -3,8 +3,9 @@
     fake_worker.py MODE [TARGET] --mark M --fd N
 
 MODE    ok, or steady; or what happens at TARGET, a number of tokens: signal, exit, hang, rubbish, torn, stranger,
-        twice, chatter, build, marked, runaway; lost, where TARGET is the GPU that is; or what happens before any
-        Point: dead, mute, rubbish-first; or at the end: linger
+        twice, chatter, build, marked, runaway; hold, until the file go is in the folder $FAKE_HOLD, where it leaves a
+        file with its process number, and a line of `measured` for each Point that it answers; lost, where TARGET is
+        the GPU that is; or what happens before any Point: dead, mute, rubbish-first; or at the end: linger
 Standard library only, so that hundreds of them start in seconds.
 """
 
@@ -54,6 +55,9 @@ def main() -> None:
             misbehave(mode, pipe, line)
         if mode == "steady":  # so that a kill finds it between any two Points
             time.sleep(0.002)
+        if mode == "hold":
+            with open(os.path.join(os.environ["FAKE_HOLD"], "measured"), "a") as measured:
+                measured.write(f"{job['kind']}#{job['process']} {key(point)}\n")
         pipe.write(line + "\n")
     if mode == "linger":
         pipe.close()
@@ -68,6 +72,12 @@ def misbehave(mode: str, pipe, line: str) -> None:
         sys.exit(3)
     elif mode == "hang":
         sleep_with_a_grandchild()
+    elif mode == "hold":
+        folder = os.environ["FAKE_HOLD"]
+        with open(os.path.join(folder, f"held-{os.getpid()}"), "w"):
+            pass
+        while not os.path.exists(os.path.join(folder, "go")):
+            time.sleep(0.02)
     elif mode == "runaway":
         if os.fork() == 0:
             os.setsid()  # out of the group and the session

@@ -74,6 +74,17 @@ def elsewhere(manifest: Manifest, here: Environment) -> Iterator[Difference]:
             yield Difference(name, before.get(name, "absent"), after.get(name, "absent"))
 
 
+def unlike(manifest: Manifest, here: Environment) -> Iterator[Difference]:
+    """What keeps a machine from measuring a part of a run that others measure: another processor, or other code.
+
+    A commit that changes no source changes no number.
+    """
+    yield from (each for each in elsewhere(manifest, here) if each.name != "git commit")
+    was, is_now = manifest.environment.source_sha256, here.source_sha256
+    if was != is_now:
+        yield Difference("source", was[:12], is_now[:12])
+
+
 def changes_since(manifest: Manifest, here: Environment, version: str) -> Iterator[Difference]:
     """What of code and environment is not as it was when a run began; version is mlaprof's own."""
     before = {**_environment_facts(manifest.environment), "mlaprof": manifest.mlaprof_version}

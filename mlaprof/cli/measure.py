@@ -15,6 +15,7 @@ from mlaprof import store
 from mlaprof.analysis.cells import Summary
 from mlaprof.analysis.running import Running
 from mlaprof.analysis.summary import summarize
+from mlaprof.cli.cluster import EngineChoice, EngineOption, GpuKindOption, SchedulerOption, members_of
 from mlaprof.cli.door import (
     INTERRUPTED,
     OVER_BUDGET,
@@ -36,8 +37,9 @@ from mlaprof.cli.door import (
     require_ranks,
     study_of,
 )
+from mlaprof.engine.cluster import Cluster
 from mlaprof.engine.local import Engine, Lanes, in_turn
-from mlaprof.errors import ConfigError
+from mlaprof.errors import ClusterError, ConfigError
 from mlaprof.machine import checks
 from mlaprof.machine.seats import Seat, seats
 from mlaprof.opening import DeviceChoice, device_of, new_run, require_gpu_alone, resumed_run
@@ -82,6 +84,9 @@ def sweep(
         str, typer.Option("--part", help="Measure every N-th job alone: 2/8; `mlaprof merge` joins.")
     ] = "1/1",
     gpus: GpusOption = None,
+    engine: EngineOption = EngineChoice.local,
+    scheduler: SchedulerOption = None,
+    gpu_kind: GpuKindOption = None,
     shared_gpu: SharedGpuOption = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and measure nothing.")] = False,
     json_events: Annotated[
@@ -92,33 +97,46 @@ def sweep(
 ) -> None:
     """Measure every cell of CONFIG, store the run, print its table and draw its plots."""
     preset, share = preset_of(quick, rigorous), part_of(part)
-    if resume is None:
-        if force:
-            raise ConfigError("is of a run to go on with", where="--force", hint="add --resume RUN, or leave it out")
-        study = study_of(config, axis, setting, preset)
-        require_ranks(study, device, config, setting)
-        opening = new_run(study, device, out_file, results, command=("mlaprof", *sys.argv[1:]), part=share)
-    else:
-        beside = _study_beside_a_run(config, axis, setting, preset, out_file)
-        opening = resumed_run(resume, results, device, study=beside, config=config, force=force, part=share)
-    plan, manifest = opening.plan, opening.manifest
-    if dry_run:
-        listing.print_plan(plan, out)
-    if plan.buckets is not None:
-        print_buckets(plan.buckets, out if dry_run else err)
-    if dry_run:
-        return
-    places = _seats(gpus, plan, manifest.device)
-    if plan.jobs and not shared_gpu:
-        require_gpu_alone(manifest.device, places)
-    for place in places:
-        print_line(f"GPU {place}", err)
-    for line in rules_line(manifest.tuned):
-        print_line(line, err)
-    events = EventLog(json_events)  # refused before a run file is made
-    writer = opening.writer()
-    listing.print_warnings(checks.warnings(manifest.environment, manifest.device), err)
-    measure(plan, writer, events, Lanes(places) if places else in_turn)
+    if resume is None and force:
+        raise ConfigError("is of a run to go on with", where="--force", hint="add --resume RUN, or leave it out")
+    with members_of(engine, scheduler, gpu_kind, gpus) as members:
+        hosts = members.hosts() if members else ()
+        if resume is None:
+            study = study_of(config, axis, setting, preset)
+            if members is None:
+                require_ranks(study, device, config, setting)
+            command = ("mlaprof", *sys.argv[1:])
+            opening = new_run(study, device, out_file, results, command=command, part=share, hosts=hosts)
+        else:
+            beside = _study_beside_a_run(config, axis, setting, preset, out_file)
+            opening = resumed_run(
+                resume, results, device, study=beside, config=config, force=force, part=share, hosts=hosts
+            )
+        plan, manifest = opening.plan, opening.manifest
+        if dry_run:
+            listing.print_plan(plan, out)
+        if plan.buckets is not None:
+            print_buckets(plan.buckets, out if dry_run else err)
+        if dry_run:
+            return
+        if members is None:
+            places = _seats(gpus, plan, manifest.device)
+            if plan.jobs and not shared_gpu:
+                require_gpu_alone(manifest.device, places)
+            where: Engine = Lanes(places) if places else in_turn
+            lines = tuple(map(str, places))
+        else:
+            _require_single_gpus(plan, "--engine dask")
+            members.admit(manifest, shared_gpu=shared_gpu)
+            where, lines = Cluster(members), tuple(map(members.line, members.usable()))
+        for line in lines:
+            print_line(f"GPU {line}", err)
+        for line in rules_line(manifest.tuned):
+            print_line(line, err)
+        events = EventLog(json_events)  # refused before a run file is made
+        writer = opening.writer()
+        listing.print_warnings(checks.warnings(manifest.environment, manifest.device), err)
+        measure(plan, writer, events, where)
     run = store.load(opening.path)
     summary = summarize(run)
     print_summary(summary, out)
@@ -200,11 +218,16 @@ def _seats(gpus: str | None, plan: Plan, device: Device) -> tuple[Seat, ...]:
     """The seats that --gpus asks for. Raises ConfigError where a worker of a single GPU would want several."""
     if not gpus:
         return ()
+    _require_single_gpus(plan, "--gpus")
+    return seats(gpus, device)
+
+
+def _require_single_gpus(plan: Plan, where: str) -> None:
+    """Raise ConfigError where a worker wants several GPUs, and `where` gives it one."""
     world = max((job.layer.tp.world for job in plan.jobs), default=1)
     if world > 1:
         wrong = f"gives every worker one GPU, and tp.world wants {world} in each"
-        raise ConfigError(wrong, where="--gpus", hint="leave it out; CUDA_VISIBLE_DEVICES says which GPUs ranks take")
-    return seats(gpus, device)
+        raise ConfigError(wrong, where=where, hint="leave it out; CUDA_VISIBLE_DEVICES says which GPUs ranks take")
 
 
 def measure(plan: Plan, writer: store.RunWriter, events: EventLog | None = None, engine: Engine = in_turn) -> None:
@@ -221,6 +244,10 @@ def measure(plan: Plan, writer: store.RunWriter, events: EventLog | None = None,
                 tell(event, cell)
         if events.trouble:
             print_line(events.trouble, err)
+    except ClusterError as error:
+        error.message += ", what was measured is kept"
+        error.hint += f", then go on with: mlaprof sweep --resume {writer.path} and the same --engine and --scheduler"
+        raise
     except KeyboardInterrupt:
         print_line(f"interrupted; what was measured is kept. Go on with: mlaprof sweep --resume {writer.path}", err)
         raise typer.Exit(INTERRUPTED) from None

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
@@ -16,11 +15,10 @@ from functools import partial
 from queue import SimpleQueue
 from typing import Protocol
 
-from mlaprof.engine.job import LeftAlone, Spawn, Worker, run_job
+from mlaprof.engine.attended import Ended, attended
+from mlaprof.engine.job import LeftAlone, Spawn, run_job
 from mlaprof.machine.seats import Seat
-from mlaprof.records import AnyJob, Event, PlannedJob
-
-POLL_S = 0.25  # how soon a lane sees that the sweep has ended
+from mlaprof.records import Event, PlannedJob
 
 
 class Ask(Protocol):
@@ -106,7 +104,7 @@ class _Lane:
         self._told = told
         self._given: SimpleQueue[_Given | None] = SimpleQueue()
         self._ending = threading.Event()
-        self._spawn: Spawn = partial(_attended, partial(spawn, variables=seat.variables), self._ending)
+        self._spawn: Spawn = attended(partial(spawn, variables=seat.variables), self._ending.is_set)
         self._thread = threading.Thread(target=self._work, name=seat.name, daemon=True)
         self._thread.start()
 
@@ -125,7 +123,7 @@ class _Lane:
                 os.sched_setaffinity(0, self._seat.cpus)  # of this thread alone, and of what it starts
             while (given := self._given.get()) is not None:
                 self._told.put(_Done(self, self._run(given)))
-        except _Ended:
+        except Ended:
             pass
         except BaseException as error:  # for the sweep's own thread to raise
             self._told.put(error)
@@ -138,44 +136,3 @@ class _Lane:
             except StopIteration as stop:
                 rest: PlannedJob | None = stop.value
                 return rest
-
-
-class _Ended(Exception):
-    """The sweep is over while a worker was waited for."""
-
-
-class _Attended:
-    """A worker that is given up, by _Ended, soon after `ending` is set."""
-
-    def __init__(self, worker: Worker, ending: threading.Event) -> None:
-        self._worker = worker
-        self._ending = ending
-
-    @property
-    def tail(self) -> str:
-        return self._worker.tail
-
-    @property
-    def mark(self) -> str:
-        return self._worker.mark
-
-    def next_line(self, limit_s: float) -> bytes | None:
-        deadline_s = time.monotonic() + limit_s
-        while not self._ending.is_set():
-            left_s = deadline_s - time.monotonic()
-            try:
-                return self._worker.next_line(min(max(left_s, 0.0), POLL_S))
-            except TimeoutError:
-                if left_s <= POLL_S:
-                    raise
-        raise _Ended
-
-    def wait(self, grace_s: float) -> str:
-        return self._worker.wait(grace_s)
-
-    def kill(self) -> None:
-        self._worker.kill()
-
-
-def _attended(spawn: Spawn, ending: threading.Event, job: AnyJob, /) -> Worker:
-    return _Attended(spawn(job), ending)

@@ -19,7 +19,7 @@ from mlaprof.analysis.stats import Estimate
 from mlaprof.analysis.verdicts import Verdict
 from mlaprof.errors import ConfigError
 from mlaprof.facts import Record
-from mlaprof.records import AnyMeasurement, Device, Event, Kind, Manifest, Stage, Started, Status
+from mlaprof.records import AnyMeasurement, Device, Event, Kind, Manifest, Stage, Started, Status, work
 
 EVENTS_VERSION = 1  # raised when a field goes, or changes its meaning; a new field or event does not raise it
 
@@ -96,7 +96,7 @@ class EventLog:
     def __init__(self, path: Path | None) -> None:
         self.trouble = ""  # why writing stopped, if it did
         self._file: TextIO | None = _opened(path) if path else None
-        self._statuses: Counter[str] = Counter()
+        self._statuses: dict[str, Status] = {}  # by work: after a lost host one may be told of again
         self._run_id, self._total = "", 0
 
     def begin(self, manifest: Manifest, path: Path, total: int) -> None:
@@ -118,8 +118,8 @@ class EventLog:
         if isinstance(event, Started):
             self._write(StageBegan(at=_now(), kind=event.kind, key=event.key, stage=event.stage))
             return
-        self._statuses[event.outcome.status] += 1
-        self._write(_measured(event, cell, self._statuses.total(), self._total))
+        self._statuses[work(event.kind, event.point.key, event.process)] = event.outcome.status
+        self._write(_measured(event, cell, len(self._statuses), self._total))
 
     def __enter__(self) -> Self:
         return self
@@ -130,8 +130,8 @@ class EventLog:
         how: Literal["finished", "interrupted", "broken"] = "finished"
         if error is not None:
             how = "interrupted" if isinstance(error, KeyboardInterrupt) else "broken"
-        done = self._statuses.total()
-        statuses = dict(self._statuses)
+        done = len(self._statuses)
+        statuses: dict[str, int] = dict(Counter(self._statuses.values()))
         self._write(Ended(at=_now(), how=how, run_id=self._run_id, done=done, total=self._total, statuses=statuses))
         if self._file is not None:
             with contextlib.suppress(OSError):

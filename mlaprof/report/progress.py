@@ -68,14 +68,14 @@ class _Lines:
     def __init__(self, total: int, console: Console) -> None:
         self._total = total
         self._console = console
-        self._shown = 0
+        self._shown: set[str] = set()  # after a lost host one may be told of again
         self._told: set[tuple[KernelResources, ...]] = set()
         self._silent = 0
 
     def show(self, event: Event, cell: RunningCell | None = None) -> None:
         if isinstance(event, Started):
             return
-        self._shown += 1
+        self._shown.add(_work(event))
         if not isinstance(event, KernelMeasurement) and event.outcome.status == "compiled":
             if event.resources in self._told:
                 self._silent += 1
@@ -93,7 +93,7 @@ class _Lines:
             self._print(Text(f"{cells} compiled with the same tiles and facts"))
 
     def _print(self, text: Text) -> None:
-        line = Text(f"[{self._shown:>{len(str(self._total))}}/{self._total}] ")
+        line = Text(f"[{len(self._shown):>{len(str(self._total))}}/{self._total}] ")
         self._console.print(line.append_text(text), soft_wrap=True)
 
 
@@ -169,6 +169,8 @@ def _bar(bar: _Board, task: TaskID) -> Show:
     # Rich would rather shorten the time left than the text behind it.
     room = bar.console.width - BAR_CELLS - len(" 000/000 left 00:00:00 ")
 
+    told: set[str] = set()
+
     def now(text: Text) -> str:
         text.truncate(max(room, 1), overflow="crop" if plain else "ellipsis")
         return text.plain
@@ -180,7 +182,8 @@ def _bar(bar: _Board, task: TaskID) -> Show:
             bar.update(task, now=now(Text(f"{event.kind} {event.key} ({event.stage})")))
             return
         line = finished_line(event, ascii_only=plain)
-        bar.update(task, advance=1, now=now(line.copy()))
+        told.add(_work(event))
+        bar.update(task, completed=len(told), now=now(line.copy()))
         if event.outcome.status in ("failed", "incorrect"):  # must not scroll away with the next cell
             bar.console.print(line, soft_wrap=True)
 
@@ -191,9 +194,12 @@ def finished_line(measurement: AnyMeasurement, *, ascii_only: bool = False) -> T
     """`✓ ok timing v3.2/prefill/t64/ctx0/full 123.4 us`; of the second process that does the same `timing#2`."""
     look = STATUS[measurement.outcome.status]
     line = Text(look.text(ascii_only), style=look.colour)
-    done = work(measurement.kind, measurement.point.key, measurement.process)
-    line.append(f" {done} ", style="default")
+    line.append(f" {_work(measurement)} ", style="default")
     return line.append(_result(measurement), style="default")
+
+
+def _work(measurement: AnyMeasurement) -> str:
+    return work(measurement.kind, measurement.point.key, measurement.process)
 
 
 def _result(measurement: AnyMeasurement) -> str:

@@ -35,8 +35,10 @@ class Place:
         self.shared = set(SHARED_MEMORY.iterdir()) if SHARED_MEMORY.is_dir() else set()
         self.token = f"{os.getpid()}-{secrets.token_hex(8)}"
 
-    def start(self, *arguments: object, program: tuple[str, ...] = ("-m", "mlaprof")) -> subprocess.Popen[str]:
-        variables = {
+    @property
+    def variables(self) -> dict[str, str]:
+        """The environment of what is started here."""
+        return {
             **{name: value for name, value in os.environ.items() if name not in ("FORCE_COLOR", "TTY_COMPATIBLE")},
             "PYTHONPATH": str(self.checkout),
             "TMPDIR": str(self.temporary),
@@ -44,10 +46,12 @@ class Place:
             "PYTHONIOENCODING": "utf-8",
             "DRILL": self.token,
         }
+
+    def start(self, *arguments: object, program: tuple[str, ...] = ("-m", "mlaprof")) -> subprocess.Popen[str]:
         return subprocess.Popen(
             [sys.executable, *program, *map(str, arguments)],
             cwd=self.folder,
-            env=variables,
+            env=self.variables,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             encoding="utf-8",

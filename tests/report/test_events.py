@@ -85,6 +85,18 @@ def test_an_interrupted_sweep_says_so(fake_runs: ModuleType, tmp_path: Path) -> 
         assert [(line["event"], line.get("how")) for line in lines(tmp_path / how)] == [("began", None), ("ended", how)]
 
 
+def test_what_is_measured_again_counts_once(fake_runs: ModuleType, tmp_path: Path) -> None:
+    """As after a lost host; it is told of again."""
+    at = fake_runs.point("full", 64)
+    with EventLog(tmp_path / "events") as log:
+        log.begin(fake_runs.make_run([]).manifest, tmp_path / "run.mlaprof", 1)
+        log.tell(fake_runs.ended(at, "failed", "IMA", stage="capture"))
+        log.tell(fake_runs.timing(at, 1e-4))
+    _, failed, measured, ended = lines(tmp_path / "events")
+    assert (failed["done"], measured["done"]) == (1, 1)
+    assert (ended["done"], ended["statuses"]) == (1, {"ok": 1})
+
+
 def test_a_reader_that_leaves_costs_the_events_alone(fake_runs: ModuleType) -> None:
     """Through a descriptor; the trouble is told once, behind the sweep."""
     reader, writer = os.pipe()

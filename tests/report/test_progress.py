@@ -19,6 +19,7 @@ Printed = Callable[..., Any]
 def test_without_a_terminal_every_measurement_is_one_line(fake_runs: ModuleType, printed: Printed) -> None:
     """Key, status, median; lines are never wrapped, whatever the width."""
     at = fake_runs.point("full", 64)
+    small = fake_runs.point("full", 32)
     tile = fake_runs.point("full", 64, tiles=(fake_runs.tile(block_n=64, num_warps=4),))
     console, text = printed(30)
     with progress(12, console) as show:
@@ -26,13 +27,24 @@ def test_without_a_terminal_every_measurement_is_one_line(fake_runs: ModuleType,
         show(fake_runs.timing(at, 123.4e-6))
         show(fake_runs.memory(at, 12.0))
         show(fake_runs.compiled(tile, registers=168))
-        show(fake_runs.ended(at, "failed", "CUDA error:\n  [3, 5]", stage="capture"))
+        show(fake_runs.ended(small, "failed", "CUDA error:\n  [3, 5]", stage="capture"))
     assert text().splitlines() == [
         f"[ 1/12] ✓ ok timing {at.key} 123.4 us",
         f"[ 2/12] ✓ ok memory {at.key} graph pool 12.00 MiB",
         f"[ 3/12] ○ compiled compile {tile.key} sparse_attn 168 registers 96.00 KiB shared",
-        f"[ 4/12] ✗ FAILED timing {at.key} capture: CUDA error: [3, 5]",
+        f"[ 4/12] ✗ FAILED timing {small.key} capture: CUDA error: [3, 5]",
     ]
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_what_is_measured_again_counts_once(fake_runs: ModuleType, printed: Printed, terminal: bool) -> None:
+    """As after a lost host."""
+    at, other = fake_runs.point("full", 64), fake_runs.point("full", 32)
+    console, text = printed(120, terminal=terminal)
+    with progress(2, console) as show:
+        for point in (at, at, other):
+            show(fake_runs.timing(point, 1e-4))
+    assert re.findall(r"(\d)/2", text())[-1] == "2" and "3/2" not in text()
 
 
 def test_compile_facts_of_one_configuration_are_told_once(fake_runs: ModuleType, printed: Printed) -> None:
@@ -55,7 +67,7 @@ def test_a_terminal_gets_a_bar_and_keeps_the_failures(fake_runs: ModuleType, pri
     with progress(2, console) as show:
         show(Started(kind="timing", key=at.key, stage="capture"))
         show(fake_runs.timing(at, 1e-4))
-        show(fake_runs.ended(at, "failed", "IMA [3]", stage="capture"))
+        show(fake_runs.ended(fake_runs.point("full", 32), "failed", "IMA [3]", stage="capture"))
     assert "FAILED" in text() and "IMA [3]" in text() and "2/2" in text()
 
 
