@@ -16,7 +16,7 @@ from mlaprof.analysis.keys import identity, of_point
 from mlaprof.analysis.ranks import rank_spread
 from mlaprof.analysis.ratios import ModeMean
 from mlaprof.analysis.seen import Seen, collect, parts
-from mlaprof.analysis.stats import Bootstrap, Estimate, geometric_mean
+from mlaprof.analysis.stats import Estimate, geometric_mean
 from mlaprof.analysis.stored import stored_budget
 from mlaprof.errors import RunFileError
 from mlaprof.facts import Timing
@@ -53,7 +53,7 @@ def summarize(run: Run) -> Summary:
         device=manifest.device,
         processor=manifest.environment.processor(manifest.device),
         cells=tuple(cells),
-        means=_means(cells, arms),
+        means=_means(cells),
         findings=findings(cells, budget),
         piecewise_vs_breakable=piecewise_vs_breakable(cells, arms),
         boundary_prices=boundary_prices(cells, arms),
@@ -126,10 +126,10 @@ def _with_timings(cell: Cell, arm: Arm) -> Cell:
         seen_events |= mask
     clocked = replace(
         cell,
-        device_s=arm.device_s.estimate,
-        submit_s=arm.submit_s.estimate if arm.submit_s else None,
+        device_s=arm.device_s,
+        submit_s=arm.submit_s,
         latency_s=arm.estimate("latency_s"),
-        sustained_s=arm.estimate("sustained_s"),
+        sustained_s=arm.sustained_s,
         warm_device_s=arm.estimate("warm_device_s"),
         processes=len(timings),
         cache=first.cache,
@@ -179,37 +179,28 @@ def _budget(cell: Cell, timings: tuple[Timing, ...]) -> StepBudget | None:
 
 
 def _with_ratios(cell: Cell, arm: Arm, baseline: Arm | None, default: Arm | None) -> Cell:
-    faster = speedup(baseline, arm)
-    tiles_faster = speedup(default, arm) if cell.tiles else None
-    submit_faster = None if cell.emulated else speedup(baseline, arm, "submit_s")
-    step_faster = service_speedup(baseline, arm)
     return replace(
         cell,
-        speedup=faster.estimate if faster else None,
-        submit_speedup=submit_faster.estimate if submit_faster else None,
-        step_speedup=step_faster.estimate if step_faster else None,
-        tiles_speedup=tiles_faster.estimate if tiles_faster else None,
+        speedup=speedup(baseline, arm),
+        submit_speedup=None if cell.emulated else speedup(baseline, arm, "submit_s"),
+        step_speedup=service_speedup(baseline, arm),
+        tiles_speedup=speedup(default, arm) if cell.tiles else None,
     )
 
 
-def _means(cells: list[Cell], arms: Mapping[str, Arm]) -> tuple[ModeMean, ...]:
-    groups: dict[tuple[str, Phase, int, Mode, Boundary, str, str], list[Bootstrap]] = {}
-    steps: dict[tuple[str, Phase, int, Mode, Boundary, str, str], list[Bootstrap | None]] = {}
+def _means(cells: list[Cell]) -> tuple[ModeMean, ...]:
+    groups: dict[tuple[str, Phase, int, Mode, Boundary, str, str], list[Cell]] = {}
     for cell in cells:
-        baseline = arms.get(f"{cell.place}/{BASELINE}")
-        if not cell.timed or arms[cell.key] is baseline:
-            continue
-        faster = speedup(baseline, arms[cell.key])
-        if faster is not None:
+        if cell.speedup is not None and cell.key != f"{cell.place}/{BASELINE}":
             group = (cell.preset, cell.phase, cell.context_len, cell.mode, cell.boundary, cell.way, cell.tiles)
-            groups.setdefault(group, []).append(faster)
-            steps.setdefault(group, []).append(service_speedup(baseline, arms[cell.key]))
+            groups.setdefault(group, []).append(cell)
     return tuple(
-        ModeMean(*group, geometric_mean(ratios).estimate, _mean(steps[group])) for group, ratios in groups.items()
+        ModeMean(*group, geometric_mean([cell.speedup for cell in members if cell.speedup]), _step_mean(members))
+        for group, members in groups.items()
     )
 
 
-def _mean(ratios: list[Bootstrap | None]) -> Estimate | None:
+def _step_mean(cells: list[Cell]) -> Estimate | None:
     """None unless every cell has one: a mean over other cells would stand beside it as if it were over these."""
-    known = [each for each in ratios if each is not None]
-    return geometric_mean(known).estimate if known and len(known) == len(ratios) else None
+    known = [cell.step_speedup for cell in cells if cell.step_speedup]
+    return geometric_mean(known) if known and len(known) == len(cells) else None
