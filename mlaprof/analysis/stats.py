@@ -250,7 +250,9 @@ class _Rounds:
 def _rounds(values: Floats, block: int) -> _Rounds:
     ordered = np.sort(values)
     median = _middle(ordered)
-    return _Rounds(ordered, median, values.size / _inflation(np.sign(values - median), block))
+    length = min(block, values.size // 4)  # of fewer blocks the variance is not to be had
+    inflation = _inflation(np.sign(values - median), length) if length > 1 else 1.0
+    return _Rounds(ordered, median, values.size / inflation)
 
 
 def _middle(ordered: Floats) -> float:
@@ -259,17 +261,17 @@ def _middle(ordered: Floats) -> float:
     return float(ordered[(n - 1) // 2] + ordered[n // 2]) / 2
 
 
-def _inflation(side: Floats, block: int) -> float:
+def _inflation(side: Floats, length: int) -> float:
     """By how much resampling blocks of neighbours spreads the median's rank more than resampling single samples: >= 1.
 
-    side   for each sample 1, 0 or -1: above, at or below the median
+    side    for each sample 1, 0 or -1: above, at or below the median
+    length  of the blocks
 
     The median follows how many samples lie below it, and of that count the circular block bootstrap has the variance
     of the blocks' sums (Politis and Romano 1992). Below 1 it is noise of a short series, and would claim too much.
     """
-    length = min(block, side.size // 4)  # of fewer blocks the variance is not to be had
     unequal = float(side @ side)
-    if length < 2 or unequal == 0:
+    if unequal == 0:
         return 1.0
     running = np.cumsum(np.concatenate([[0.0], side, side[: length - 1]]))
     sums = running[length:] - running[:-length]
