@@ -1,16 +1,18 @@
 """Puts chosen capture sizes to the test: the best list at the memory of each engine's default, beside that default.
 
-python benchmarks/buckets.py predict BASE                    the comparison as predicted, a Markdown table
-python benchmarks/buckets.py measure BASE --runs DIR         measures every list that DIR has no run file of
-python benchmarks/buckets.py report BASE --runs DIR          results/reference/buckets-h100.json of BASE and those runs
-python benchmarks/buckets.py scale BASE                      seconds and bytes of a trace of 10^6 steps, 8192 candidates
+python benchmarks/buckets.py predict BASE                  the comparison as predicted, a Markdown table
+python benchmarks/buckets.py measure BASE --samples DIR    times all lists of a trace in one process, for each trace
+python benchmarks/buckets.py report BASE --samples DIR     results/reference/buckets-h100.json of BASE and those samples
+python benchmarks/buckets.py scale BASE                    seconds and bytes of a trace of 10^6 steps, 8192 candidates
 
-BASE is a run of `mlaprof sweep` with split_eager and a mode of piecewise graphs, with a memory ledger.
+BASE is a run of `mlaprof sweep` with split_eager and a mode of piecewise graphs, with a memory ledger. Everything is
+done twice: for steps that last as long as the host or the device takes, and for those that the device alone sets.
 """
 
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
 import resource
 import subprocess
@@ -26,24 +28,32 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from mlaprof import store  # noqa: E402
+from mlaprof.analysis.stats import BLOCK, bootstrap, paired  # noqa: E402
 from mlaprof.analysis.stored import stored_layers  # noqa: E402
 from mlaprof.analysis.summary import summarize  # noqa: E402
 from mlaprof.config.load import study_from_resolved  # noqa: E402
-from mlaprof.opening import DeviceChoice, new_run  # noqa: E402
-from mlaprof.records import Run  # noqa: E402
-from mlaprof.sizing.check import Stratum, check, strata, study_under  # noqa: E402
-from mlaprof.sizing.choose import Choice, Limits, choose  # noqa: E402
+from mlaprof.plan import expand  # noqa: E402
+from mlaprof.records import Device, Job, Run  # noqa: E402
+from mlaprof.sizing.check import Stratum, predicted_step, strata, study_under  # noqa: E402
+from mlaprof.sizing.choose import Baseline, Choice, Limits, choose  # noqa: E402
 from mlaprof.sizing.costs import Clock, Costs, costs_of  # noqa: E402
 from mlaprof.sizing.engines import ENGINES, default_sizes  # noqa: E402
 from mlaprof.sizing.named import NAMED, requests_of  # noqa: E402
 from mlaprof.sizing.scheduler import Scheduler, run  # noqa: E402
 from mlaprof.sizing.score import Expected  # noqa: E402
-from mlaprof.sweep import sweep  # noqa: E402
 
 ARTIFACT = ROOT / "results" / "reference" / "buckets-h100.json"
 CLOCK_LAYERS = 61
 MAX_BATCH_SIZE = 256
 STRATA = 16  # steps that stand for a trace, the same under every list
+
+
+# Where the best list took more memory than its default, the best at this share of its memory is tried.
+SHARES = (1.0, 0.96, 0.92, 0.88, 0.84, 0.8)
+
+CLOCKS: tuple[Clock, ...] = ("step", "device")
+ROUNDS: dict[Clock, int] = {"device": 16, "step": 9}
+NOTHING, AGAIN = "nothing captured", "again"  # arms beside the lists: eager steps, and the first list once more
 
 
 @dataclass(frozen=True)
@@ -53,38 +63,49 @@ class Entry:
     trace: str
     engine: str
     which: str  # default, or ours
-    found: Expected
+    tries: tuple[Expected, ...]  # of ours with ever less memory
     asked: tuple[Stratum, ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.engine} {self.which}"
+
+    def found(self, beside: dict[str, Any] | None) -> Expected:
+        """What was expected of the list that was measured, of the first where none was."""
+        if beside is None:
+            return self.tries[0]
+        sizes = tuple(beside["captured"][self.name]["sizes"])
+        return next(each for each in self.tries if each.sizes == sizes)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=("predict", "measure", "report", "scale"))
     parser.add_argument("base", type=Path)
-    parser.add_argument("--runs", type=Path, help="folder of a run file a list")
-    parser.add_argument("--clock", choices=("step", "device"), default="step")
+    parser.add_argument("--samples", type=Path, help="folder of a file a clock and trace")
+    parser.add_argument("--clock", default=",".join(CLOCKS), help="by comma")
+    parser.add_argument("--traces", default=",".join(NAMED), help="measure: these alone, by comma")
     parser.add_argument("--out", type=Path, default=ARTIFACT)
-    parser.add_argument("--no-memory", action="store_true", help="measure: times alone, the ledger in a later call")
-    parser.add_argument("--traces", default=",".join(NAMED), help="measure: of these alone, by comma")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     given = parser.parse_args()
     if given.what == "scale":
         return scale(given.base)
+    if given.what != "predict" and given.samples is None:
+        parser.error("--samples DIR")
     base = store.load_layers(given.base)
-    costs = costs_of(summarize(base), measured_layers=stored_layers(base.manifest.study_yaml), clock=given.clock)
-    entries = entries_of(costs)
-    if given.what == "predict":
-        print(table(entries))
-        return 0
-    if given.runs is None:
-        parser.error("--runs DIR")
-    if given.what == "measure":
-        entries = [each for each in entries if each.trace in given.traces.split(",")]
-        measure(base, costs, entries, given.runs, memory=not given.no_memory, device=DeviceChoice(given.device))
-        return 0
-    found = document(base, costs, entries, given.runs, given.clock)
-    given.out.write_text(json.dumps(found, indent=1) + "\n")
-    print(table(entries, found))
+    summary, layers = summarize(base), stored_layers(base.manifest.study_yaml)
+    clocks = {}
+    for clock in given.clock.split(","):
+        costs = costs_of(summary, measured_layers=layers, clock=clock)
+        entries = entries_of(costs)
+        if given.what == "measure":
+            measure(base, costs, entries, given.samples, traces=given.traces.split(","), device=given.device)
+            continue
+        found = compared(costs, entries, given.samples) if given.what == "report" else None
+        clocks[clock] = found
+        print(f"\nby {costs.clock_name}, padding share {costs.padding_share:.2f}\n\n{table(entries, found)}")
+    if given.what == "report":
+        given.out.write_text(json.dumps({**told(base), "clocks": clocks}, indent=1) + "\n")
     return 0
 
 
@@ -105,115 +126,173 @@ def entries_of(costs: Costs) -> list[Entry]:
         for baseline in choice.baselines:
             if baseline.at_equal_memory is None:
                 raise SystemExit("the base run has no memory ledger: sweep with measure.memory=true")
-            for which, found in (("default", baseline.found), ("ours", baseline.at_equal_memory)):
-                asked = strata(choice.steps, found.sizes, STRATA)
-                entries.append(Entry(trace, baseline.name, which, found, asked))
+            asked = strata(choice.steps, (), STRATA)
+            entries.append(Entry(trace, baseline.name, "default", (baseline.found,), asked))
+            entries.append(Entry(trace, baseline.name, "ours", tries(choice, baseline), asked))
     return entries
 
 
-def run_path(folder: Path, sizes: tuple[int, ...]) -> Path:
-    """The run file of a list: how many sizes, the largest, and a sum that tells lists apart."""
-    return folder / f"list-{len(sizes)}-{sizes[-1]}-{sum(sizes)}.mlaprof"
+def tries(choice: Choice, baseline: Baseline) -> tuple[Expected, ...]:
+    """The best list at the memory of another one, and at ever less."""
+    assert baseline.at_equal_memory is not None and baseline.found.memory_bytes is not None
+    budgets = [int(share * baseline.found.memory_bytes) for share in SHARES[1:]]
+    return (
+        baseline.at_equal_memory,
+        *(choose(choice.steps, choice.costs, Limits(memory_bytes=each), {}).chosen for each in budgets),
+    )
 
 
-def measure(base: Run, costs: Costs, entries: list[Entry], folder: Path, *, memory: bool, device: DeviceChoice) -> None:
-    """A run a list, every step that stands for a trace under it; lists that are measured are passed over."""
+def pairs(entries: list[Entry]) -> list[tuple[Entry, Entry]]:
+    """(default, ours) of each engine."""
+    return list(zip(entries[::2], entries[1::2], strict=True))
+
+
+def samples_path(folder: Path, clock: Clock, trace: str) -> Path:
+    return folder / f"{clock}-{trace}.json.gz"
+
+
+def measure(base: Run, costs: Costs, entries: list[Entry], folder: Path, *, traces: list[str], device: Device) -> None:
+    """All lists of a trace beside one another, for each trace; a trace that has its file is passed over."""
+    from buckets_paired import measure_beside  # torch, which the rest has no use for
+
     folder.mkdir(parents=True, exist_ok=True)
-    counts: dict[tuple[int, ...], set[int]] = {}
-    for entry in entries:
-        counts.setdefault(entry.found.sizes, set()).update(each.num_tokens for each in entry.asked)
-    written = study_from_resolved(base.manifest.study_yaml)
-    context_len = min(written.axes.context_len)
-    for number, (sizes, tokens) in enumerate(counts.items()):
-        path = run_path(folder, sizes)
+    for trace in traces:
+        path = samples_path(folder, costs.clock, trace)
         if path.exists():
             continue
-        study = study_under(written, sizes, sorted(tokens), costs.way, context_len)
-        changed = study.measure.model_copy(update={"memory": memory})
-        study = study.model_copy(update={"measure": changed})
-        # Under another name until it is whole, so that an interrupted list is measured again.
-        partial = path.with_suffix(".partial")
-        partial.unlink(missing_ok=True)
-        opening = new_run(study, device, partial, folder, command=sys.argv, tuned=base.manifest.tuned)
-        print(f"{number + 1} of {len(counts)}: {len(sizes)} sizes up to {sizes[-1]}, {len(tokens)} steps", flush=True)
-        with opening.writer() as writer:
-            for _ in sweep(opening.plan, keep=writer.append):
-                pass
-        partial.rename(path)
+        print(f"{trace}, by {costs.clock_name}", flush=True)
+        of_trace = [entry for entry in entries if entry.trace == trace]
+        counts = sorted({each.num_tokens for each in of_trace[0].asked})
+        first = of_trace[0].tries[0].sizes
+        lists = {
+            entry.name: [job_under(base, each.sizes, counts, costs.way, device) for each in entry.tries]
+            for entry in of_trace
+        }
+        lists[AGAIN] = [job_under(base, first, counts, costs.way, device)]
+        lists[NOTHING] = [job_under(base, first, counts, costs.eager_way, device)]
+        within = {ours.name: default.name for default, ours in pairs(of_trace)}
+        found = measure_beside(lists, within, bursts=costs.clock == "step", rounds=ROUNDS[costs.clock])
+        with gzip.open(path, "wt") as file:
+            json.dump({"emulated": device == "cpu", **asdict(found)}, file)
 
 
-def document(base: Run, costs: Costs, entries: list[Entry], folder: Path, clock: Clock) -> dict[str, Any]:
-    """Predicted and measured step time of every list."""
+def job_under(base: Run, sizes: tuple[int, ...], counts: list[int], way: str, device: Device) -> Job:
+    """The base run's timing job with this list and these token counts, its tuned tiles among it."""
+    written = study_from_resolved(base.manifest.study_yaml)
+    study = study_under(written, sizes, counts, way, min(written.axes.context_len))
+    plan = expand(study, device).with_tuned(base.manifest.tuned)
+    return next(job for job in plan.jobs if job.kind == "timing")
+
+
+def told(base: Run) -> dict[str, Any]:
+    """Where the base run comes from."""
     environment = base.manifest.environment
-    rows = []
-    for entry in entries:
-        path = run_path(folder, entry.found.sizes)
-        checked = check(entry.found, entry.asked, costs, summarize(store.load(path))) if path.exists() else None
-        rows.append(
-            {
-                "trace": entry.trace,
-                "engine": entry.engine,
-                "which": entry.which,
-                "predicted": {**asdict(entry.found), "fallback": entry.found.fallback},
-                "measured": asdict(checked) if checked else None,
-            }
-        )
     return {
         "base_run": base.manifest.run_id,
         "command": list(base.manifest.command),
         "date": base.manifest.created_at,
         "commit": environment.git_commit,
         "processor": environment.processor(base.manifest.device),
-        "clock": clock,
+        "traces": {name: workload.told for name, workload in NAMED.items()},
+    }
+
+
+def compared(costs: Costs, entries: list[Entry], folder: Path) -> dict[str, Any]:
+    """Predicted and measured step time of every list, by one clock; null where a trace has no samples."""
+    rows, ratios = [], []
+    for trace in NAMED:
+        of_trace = [entry for entry in entries if entry.trace == trace]
+        path = samples_path(folder, costs.clock, trace)
+        beside = json.loads(gzip.decompress(path.read_bytes())) if path.exists() else None
+        rounds = trace_rounds(of_trace[0].asked, beside, costs) if beside else {}
+        for entry in of_trace:
+            expected = entry.found(beside)
+            own = sum(each.share * predicted_step(each.num_tokens, expected.sizes, costs) for each in entry.asked)
+            rows.append(
+                {
+                    "trace": trace,
+                    "engine": entry.engine,
+                    "which": entry.which,
+                    "predicted": {**asdict(expected), "fallback": expected.fallback, "steps_s": own},
+                    "measured": beside and measured(beside, rounds, entry.name),
+                }
+            )
+        for default, ours in pairs(of_trace):
+            ratios.append(
+                {
+                    "trace": trace,
+                    "engine": default.engine,
+                    "predicted": default.found(beside).step_s / ours.found(beside).step_s,
+                    "measured": beside and asdict(paired([rounds[ours.name]], [rounds[default.name]], seed=1).estimate),
+                }
+            )
+        if beside:
+            first = of_trace[0].name
+            for name in (AGAIN, NOTHING):
+                seen = asdict(paired([rounds[first]], [rounds[name]], seed=1).estimate)
+                ratios.append({"trace": trace, "engine": f"{name} over {first}", "predicted": None, "measured": seen})
+    return {
         "clock_name": costs.clock_name,
         "way": costs.way,
         "eager_way": costs.eager_way,
         "layers": costs.layers,
         "padding_share": costs.padding_share,
         "padded_cells": costs.padded_cells,
-        "traces": {name: workload.told for name, workload in NAMED.items()},
+        "rounds": ROUNDS[costs.clock],
         "rows": rows,
-        "ours_over_default": ratios(rows),
+        "default_over_ours": ratios,
     }
 
 
-def ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """default / ours of each pair, above 1 is faster; measured is null where one of them was not run whole.
+def trace_rounds(asked: tuple[Stratum, ...], beside: dict[str, Any], costs: Costs) -> dict[str, list[float]]:
+    """Mean seconds of the trace's steps under each list, round by round."""
+    steps = {each["num_tokens"]: each for each in beside["steps"]}
+    return {
+        name: [
+            sum(each.share * seconds for each, seconds in zip(asked, of_round, strict=True))
+            for of_round in zip(*(series(steps[each.num_tokens], name, costs) for each in asked), strict=True)
+        ]
+        for name in beside["captured"]
+    }
 
-    Both means are over the same steps; `measured_low` divides the low end of the default by the high end of ours.
-    """
-    found = []
-    for default, ours in zip(rows[::2], rows[1::2], strict=True):
-        one, other = default["measured"], ours["measured"]
-        whole = one is not None and other is not None and not one["failed"] and not other["failed"]
-        found.append(
-            {
-                "trace": default["trace"],
-                "engine": default["engine"],
-                "predicted": default["predicted"]["step_s"] / ours["predicted"]["step_s"],
-                "measured": one["measured_s"] / other["measured_s"] if whole else None,
-                "measured_low": one["low_s"] / other["high_s"] if whole else None,
-                "measured_high": one["high_s"] / other["low_s"] if whole else None,
-                "measured_bytes": [one["measured_bytes"], other["measured_bytes"]] if whole else None,
-            }
-        )
-    return found
+
+def series(step: dict[str, Any], name: str, costs: Costs) -> list[float]:
+    """Seconds of one step under a list, a round an entry, by the clock of costs."""
+    return list(step["device_s" if costs.clock == "device" else "sustained_s"][name])
+
+
+def measured(beside: dict[str, Any], rounds: dict[str, list[float]], name: str) -> dict[str, Any]:
+    return {
+        "steps_s": asdict(bootstrap(rounds[name], seed=1, block=BLOCK).estimate),
+        **{fact: beside["captured"][name][fact] for fact in ("pool_bytes", "driver_bytes", "capture_s")},
+        "emulated": beside["emulated"],
+    }
 
 
 def table(entries: list[Entry], found: dict[str, Any] | None = None) -> str:
-    """A row a trace and engine, in Markdown."""
+    """A row a trace and engine, in Markdown; memory and steps of lists as measured where they were, else predicted."""
     lines = [
         "| trace | default of | sizes | MiB | step ms | best at its memory: sizes | MiB | step ms | default / best, "
         "predicted | measured |",
         "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
-    measured = [each["measured"] for each in found["ours_over_default"]] if found else [None] * (len(entries) // 2)
-    for (default, ours), seen in zip(zip(entries[::2], entries[1::2], strict=True), measured, strict=True):
+    rows = {(row["trace"], row["engine"], row["which"]): row for row in found["rows"]} if found else {}
+    ratios = {(each["trace"], each["engine"]): each for each in found["default_over_ours"]} if found else {}
+    for default, ours in pairs(entries):
         cells = [default.trace, default.engine]
-        for each in (default.found, ours.found):
-            cells += [f"{len(each.sizes)}", f"{(each.memory_bytes or 0) / 2**20:.0f}", f"{1e3 * each.step_s:.3f}"]
-        cells.append(f"{default.found.step_s / ours.found.step_s:.3f}x")
-        cells.append(f"{seen:.3f}x" if seen else "not yet")
+        for each in (default, ours):
+            row = rows.get(
+                (each.trace, each.engine, each.which), {"predicted": asdict(each.tries[0]), "measured": None}
+            )
+            predicted, seen = row["predicted"], row["measured"]
+            num_bytes = seen["pool_bytes"] + seen["driver_bytes"] if seen else predicted["memory_bytes"]
+            step_s = seen["steps_s"]["median"] if seen else predicted["step_s"]
+            cells += [f"{len(predicted['sizes'])}", f"{num_bytes / 2**20:.0f}", f"{1e3 * step_s:.3f}"]
+        ratio = ratios.get((default.trace, default.engine))
+        predicted = ratio["predicted"] if ratio else default.tries[0].step_s / ours.tries[0].step_s
+        seen = ratio["measured"] if ratio else None
+        cells.append(f"{predicted:.3f}x")
+        cells.append(f"{seen['median']:.3f}x [{seen['ci_low']:.3f}, {seen['ci_high']:.3f}]" if seen else "not yet")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -224,3 +224,19 @@ def test_two_runs_of_different_commits_compare_with_the_verdicts_that_were_plant
         assert run.manifest.environment.git_commit and not run.manifest.environment.git_dirty
         assert f"| `{name}.mlaprof` | {run.manifest.environment.git_commit[:7]}: " in told
         assert (REFERENCE / "planted" / f"{name}.patch").read_text().count("planted") >= 1
+
+
+def test_the_drills_of_a_gpu_named_every_fault_and_left_nothing():
+    """docs/reliability.md quotes the counts."""
+    told = json.loads((REFERENCE / "drills-h100.json").read_text())
+    page = (ROOT / "docs" / "reliability.md").read_text()
+
+    assert told["device"] == "cuda" and "H100" in told["processor"] and told["wrong"] == []
+    assert f"all {len(told['faults'])} faults were called by their" in page
+    assert f"all {told['cells_without_a_fault']} cells without a fault" in page
+    assert told["of_them_as_in_the_clean_sweep"] == told["cells_without_a_fault"]
+    for fault in told["faults"]:
+        assert fault["found"] and all(found == fault["expected"] for found in fault["found"])
+    for sweep in (each[which] for each in told["sweeps"] for which in ("clean", "drilled")):
+        assert sweep["gpu_used_after_bytes"] == sweep["gpu_used_before_bytes"]
+        assert sweep["temporary_files_left"] == sweep["processes_left"] == []

@@ -2,9 +2,9 @@
 
 Sizes are captured largest first into one pool, so the largest one makes the pool and each further one adds little: an
 allocator's segment here and there, and its graphs' driver memory. That little jumps by whole segments from size to
-size, so a further size counts for the mean of those measured below the largest. A list whose largest size is smaller
-than the run's needs a smaller pool: tensors in it have a row a token, so it is taken in proportion to tokens, a
-prediction that `--measure` puts to the test.
+size, so a further size counts for the mean of those measured below the largest; with hand-overs held weakly, of all
+that were measured. A list whose largest size is smaller than the run's needs a smaller pool: tensors in it have a row a
+token, so it is taken in proportion to tokens, a prediction that `--measure` puts to the test.
 """
 
 from __future__ import annotations
@@ -47,6 +47,10 @@ class CaptureCost:
     def _mean_below(self, values: Floats, largest: Ints) -> Floats:
         """The mean over measured sizes below each `largest`, at least the smallest; of one size alone its own."""
         below = values[:-1] if values.size > 1 else values
+        if (
+            self.hold == "weak"
+        ):  # later sizes live in what the largest made: what one adds does not grow with its tokens
+            return np.full(np.shape(largest), below.mean())
         means = np.cumsum(below) / np.arange(1, below.size + 1)
         place = np.searchsorted(self.tokens[: below.size], largest, side="left") - 1
         return means[np.clip(place, 0, below.size - 1)]
