@@ -61,7 +61,7 @@ class Shape:
     def fastest(self, own: bool) -> str | None:
         """The provider of the least median; None where none of this side was timed."""
         side = [name for name in self.arms if (name in OWN) == own]
-        return min(side, key=lambda name: self.arms[name].device_s.value, default=None)
+        return min(side, key=lambda name: self.arms[name].device_s.median, default=None)
 
 
 def name_of(row: Mapping[str, Any]) -> str:

@@ -23,7 +23,7 @@ from kernel_names import (
 
 from mlaprof.analysis.arms import arm_of, speedup
 from mlaprof.analysis.kernels import KernelSummary, summarize_kernels
-from mlaprof.analysis.stats import Bootstrap, Estimate, geometric_mean
+from mlaprof.analysis.stats import Estimate, geometric_mean
 from mlaprof.kernel_shapes import CEILINGS, OWN
 from mlaprof.records import KernelMeasurement, Run
 
@@ -34,7 +34,7 @@ def artifact_of(run: Run, peers: Mapping[str, Any]) -> dict[str, Any]:
     """rows, families and ceilings, as committed."""
     summary = summarize_kernels(run)
     shapes = list(shapes_of(run, summary))
-    ratios: dict[str, list[Bootstrap]] = {}
+    ratios: dict[str, list[Estimate]] = {}
     rows = []
     for shape in shapes:
         row, ratio = row_of(shape, summary, peers)
@@ -75,18 +75,17 @@ def shapes_of(run: Run, summary: KernelSummary) -> Iterator[Shape]:
         )
 
 
-def row_of(shape: Shape, summary: KernelSummary, peers: Mapping[str, Any]) -> tuple[dict[str, Any], Bootstrap | None]:
-    """The row, and its ratio to the fastest other provider of the run with the draws behind it."""
+def row_of(shape: Shape, summary: KernelSummary, peers: Mapping[str, Any]) -> tuple[dict[str, Any], Estimate | None]:
+    """The row, and its ratio to the fastest other provider of the run."""
     ours, theirs = shape.fastest(own=True), shape.fastest(own=False)
     assert ours is not None
     lead, cell = shape.leads[ours], shape.cells[ours]
-    estimate = shape.arms[ours].device_s.estimate
+    estimate = shape.arms[ours].device_s
     ratio = speedup(shape.arms[theirs], shape.arms[ours]) if theirs else None
     chain = theirs == "torch" and shape.kernel not in ONE_CALL
     same_run = None
     if ratio is not None:
-        found = ratio.estimate
-        same_run = {"peer": theirs, "value": found.median, "ci": interval(found), "chain": chain}
+        same_run = {"peer": theirs, "value": ratio.median, "ci": interval(ratio), "chain": chain}
     family = family_name(shape)
     bound = lead.precision if family == "sparse_attn_prefill" else bound_of(lead, summary)  # the L2 serves its gathers
     recorded, other_product = recorded_of(peer_name(shape), bound, summary, peers, packed=is_packed(shape))
@@ -104,8 +103,8 @@ def row_of(shape: Shape, summary: KernelSummary, peers: Mapping[str, Any]) -> tu
             "ci": interval(estimate),
             "rounds": estimate.n,
         },
-        "forms": {name: arm.device_s.value for name, arm in shape.arms.items() if name in OWN},
-        "same_run": {name: arm.device_s.value for name, arm in shape.arms.items() if name not in OWN},
+        "forms": {name: arm.device_s.median for name, arm in shape.arms.items() if name in OWN},
+        "same_run": {name: arm.device_s.median for name, arm in shape.arms.items() if name not in OWN},
         "ratio_same_run": same_run,
         "recorded": recorded,
         "ratio_recorded": recorded["scaled_s"] / estimate.median if recorded else None,
@@ -157,9 +156,9 @@ def rotated(rows: Sequence[dict[str, Any]]) -> None:
             row["with_rotation"] = {"device_s": both_s, "ratio": both_s / row["ours"]["device_s"]}
 
 
-def family_of(rows: Sequence[Mapping[str, Any]], ratios: Sequence[Bootstrap]) -> dict[str, Any]:
+def family_of(rows: Sequence[Mapping[str, Any]], ratios: Sequence[Estimate]) -> dict[str, Any]:
     """Geometric means: over the fastest provider of the run, over the recorded peer, and over the harder of both."""
-    mean = geometric_mean(ratios).estimate
+    mean = geometric_mean(ratios)
     return {
         "shapes": len(rows),
         "same_run": {

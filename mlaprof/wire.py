@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
 from typing import Any
+
+from pydantic_core import from_json
 
 from mlaprof.records import (
     AnyJob,
@@ -24,6 +25,12 @@ from mlaprof.traces import TraceMeasurement
 _STEERING = dict.fromkeys((each for each in (*range(32), *range(127, 160)) if chr(each) not in "\n\t"), "?")
 # Without one of these a line's strings hold nothing to replace: they need not be looked at one by one.
 _MAY_STEER = re.compile(r"[\x00-\x1f\x7f-\x9f]|\\[ubfr]")
+
+
+def _may_steer(text: str) -> bool:
+    # Nearly every line is plain, which these two tell in a tenth of the time.
+    plain = text.isprintable() and "\\" not in text
+    return not plain and _MAY_STEER.search(text) is not None
 
 
 def encode(event: Event) -> str:
@@ -71,8 +78,8 @@ def _json(line: str | bytes) -> Any:
     try:
         # Bytes as they are would be taken for UTF-16 where they begin with a zero.
         text = line.decode() if isinstance(line, bytes) else line
-        value = json.loads(text)
-        return _harmless(value) if _MAY_STEER.search(text) else value
+        value = from_json(text)
+        return _harmless(value) if _may_steer(text) else value
     except RecursionError:
         raise ValueError("JSON nested too deeply") from None
 

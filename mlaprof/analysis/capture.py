@@ -8,7 +8,7 @@ from itertools import pairwise
 from mlaprof.analysis.arms import Arm, speedup
 from mlaprof.analysis.cells import BreakEven, Cell
 from mlaprof.analysis.ratios import BoundaryPrice, PiecewiseVsBreakable
-from mlaprof.analysis.stats import Bootstrap, Estimate
+from mlaprof.analysis.stats import Estimate
 from mlaprof.facts import GraphFacts
 from mlaprof.study import BOUNDARIES, BOUNDED_MODES, PR_BOUNDARY, Boundary, Mode
 
@@ -59,7 +59,7 @@ def piecewise_vs_breakable(cells: Sequence[Cell], arms: Mapping[str, Arm]) -> tu
         if cell.mode != "breakable" or rival is None:
             continue
         before, after = arms.get(rival.key), arms.get(cell.key)
-        device, submit = _estimate(speedup(before, after)), _submit(cell, before, after)
+        device, submit = speedup(before, after), _submit(cell, before, after)
         if device or submit:
             place = (cell.preset, cell.phase, cell.num_tokens, cell.context_len)
             found.append(PiecewiseVsBreakable(*place, cell.boundary, cell.tiles, device, submit))
@@ -100,7 +100,7 @@ def _price(start: Cell, end: Cell, arms: Mapping[str, Arm]) -> BoundaryPrice:
     return BoundaryPrice(
         *place,
         *move,
-        device=_estimate(speedup(before, after)),
+        device=speedup(before, after),
         device_change_s=_change(start.device_s, end.device_s),
         submit=_submit(end, before, after),
         submit_change_s=None if end.emulated else _change(start.submit_s, end.submit_s),
@@ -113,11 +113,7 @@ def _price(start: Cell, end: Cell, arms: Mapping[str, Arm]) -> BoundaryPrice:
 
 
 def _submit(cell: Cell, before: Arm | None, after: Arm | None) -> Estimate | None:
-    return None if cell.emulated else _estimate(speedup(before, after, "submit_s"))
-
-
-def _estimate(ratio: Bootstrap | None) -> Estimate | None:
-    return ratio.estimate if ratio else None
+    return None if cell.emulated else speedup(before, after, "submit_s")
 
 
 def _change(before: Estimate | None, after: Estimate | None) -> float | None:

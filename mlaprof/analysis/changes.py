@@ -7,20 +7,19 @@ from dataclasses import dataclass, replace
 from zlib import crc32
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mlaprof.analysis.sides import Series
 from mlaprof.analysis.spread import KNOWN_FREEDOM, Levels, Spread, known_spread, spreads
 from mlaprof.analysis.stats import (
-    DRAWS,
     Bootstrap,
+    Estimate,
     benjamini_hochberg,
     geometric_mean,
     hierarchical,
     holm,
     mann_whitney,
     paired,
-    quotient,
+    student_interval,
 )
 
 Samples = Sequence[Sequence[float]]
@@ -46,7 +45,7 @@ class Change:
     """The ratio new / base of device times. The p-values are of one test of the two series, by itself and adjusted
     over all cells judged together, None before that: Holm's decides, Benjamini and Hochberg's is for reading."""
 
-    ratio: Bootstrap
+    ratio: Estimate
     p: float
     paired: bool  # round by round, as two arms of one process are measured
     processes: tuple[int, int]  # of base and new
@@ -82,7 +81,7 @@ def changes_of(
     }
 
 
-def mean_of(changes: Sequence[Change]) -> Bootstrap:
+def mean_of(changes: Sequence[Change]) -> Estimate:
     """The geometric mean of their ratios; n is the number of ratios. A process may move all cells together, so the
     interval of unpaired ones is no narrower than the means of each process lie apart. Raises ValueError on none."""
     mean = geometric_mean([change.ratio for change in changes])
@@ -96,9 +95,8 @@ def mean_of(changes: Sequence[Change]) -> Bootstrap:
     known = Spread(float(np.mean([change.shared**0.5 for change in changes])) ** 2, KNOWN_FREEDOM)
     spread = max(seen, known, key=lambda each: each.variance)
     error = spread.variance * sum(1 / side.size for side in sides)
-    if error <= float(np.var(np.log(mean.draws))):
-        return mean
-    return replace(mean, draws=mean.value * _factors(error, spread.freedom, crc32(np.concatenate(sides).tobytes())))
+    together = student_interval(mean.median, error, spread.freedom, mean.n)
+    return max(mean, together, key=lambda each: each.ci_high)
 
 
 def _together(base: Series, new: Series, one_run: bool) -> bool:
@@ -108,7 +106,7 @@ def _together(base: Series, new: Series, one_run: bool) -> bool:
 def _paired(key: str, base: Series, new: Series) -> Change:
     befores, afters = _samples(base), _samples(new)
     seed = _seed(key, befores) ^ _seed(key, afters)  # of both: exchanging the sides inverts the interval
-    ratio = paired(befores, afters, seed=seed)
+    ratio = paired(befores, afters, seed=seed).estimate
     return Change(ratio, _signed_ranks(befores, afters), True, (len(base), len(new)))
 
 
@@ -116,16 +114,15 @@ def _unpaired(key: str, base: Series, new: Series, levels: Levels, found: Spread
     sides = _samples(base), _samples(new)
     seeds = [_seed(key, side) for side in sides]
     within = [_within(side, seed) for side, seed in zip(sides, seeds, strict=True)]
-    ratio = quotient(*within)
     known = known_spread(min(each.value for each in within), step.launches, emulated=step.emulated)
     spread = _believed(found, known, step)
-    by_rounds = [float(np.var(np.log(drawn.draws))) for drawn in within]
+    by_rounds = [each.draws.log_variance for each in within]
     # Processes that agree by chance tell no more than their rounds do.
     errors = [max(spread.variance / len(side), least) for side, least in zip(sides, by_rounds, strict=True)]
-    ratio = replace(ratio, draws=ratio.value * _factors(sum(errors), spread.freedom, seeds[0] ^ seeds[1]))
+    value = within[1].value / within[0].value
     p = mann_whitney(*(np.concatenate(side).tolist() for side in sides))
     return Change(
-        ratio,
+        student_interval(value, sum(errors), spread.freedom, min(each.n for each in within)),
         p,
         paired=False,
         processes=(len(base), len(new)),
@@ -147,14 +144,6 @@ def _within(processes: Samples, seed: int) -> Bootstrap:
     value = float(np.median(np.concatenate(processes)))
     levelled = [(np.asarray(each) * (value / np.median(each))).tolist() for each in processes]
     return replace(hierarchical(levelled, seed=seed), value=value)
-
-
-def _factors(variance: float, freedom: float, seed: int) -> NDArray[np.float64]:
-    """By what factors a ratio may miss the true one: Student's t, the processes of both sides being the replicates."""
-    drawn = np.random.default_rng(seed).standard_t(freedom, size=DRAWS // 2)
-    both = np.sqrt(variance) * np.concatenate([drawn, -drawn])  # exchanging the sides inverts the interval
-    factors: NDArray[np.float64] = np.exp(np.clip(both, -300.0, 300.0))  # few processes have far draws: no infinity
-    return factors
 
 
 def adjusted(changes: Mapping[str, Change]) -> dict[str, Change]:

@@ -189,7 +189,7 @@ def _delta(key: str, before: Side, after: Side, change: Change | None, threshold
     if change is None:
         return Delta(key, way, "AMBIGUOUS", base, new, reason="a sample of 0 s: the clock cannot resolve the step")
     limit = limit_of(threshold, before.summary.floor, after.summary.floor)
-    ratio = change.ratio.estimate
+    ratio = change.ratio
     found = judge(ratio, 1.0 if change.p_holm is None else change.p_holm, limit.value, base, new)
     return Delta(
         key,
@@ -241,4 +241,4 @@ def _means(changes: Mapping[str, Change], before: Side, after: Side) -> dict[str
     by_way: dict[str, list[Change]] = {}
     for key, change in changes.items():
         by_way.setdefault(_way(key, before, after), []).append(change)
-    return {way: mean_of(members).estimate for way, members in by_way.items()}
+    return {way: mean_of(members) for way, members in by_way.items()}

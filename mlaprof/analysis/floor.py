@@ -26,7 +26,7 @@ def noise_floor(twins: Mapping[str, Arm], arms: Mapping[str, Arm]) -> Floor | No
     of a single process.
     """
     ratios = [
-        abs(math.log(ratio.value))
+        abs(math.log(ratio.median))
         for key, twin in twins.items()
         if (ratio := speedup(arms.get(key.removesuffix(TWIN)), twin)) is not None
     ]

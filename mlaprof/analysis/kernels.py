@@ -99,7 +99,7 @@ def _cells(
         point, arm = lead.point, arms[lead.point.key]
         other = _fastest([each for each in leads if each.point.provider != point.provider], arms)
         ratio = speedup(other, arm)
-        median_s = arm.device_s.estimate.median if arm else None
+        median_s = arm.device_s.median if arm else None
         yield KernelCell(
             kernel=point.kernel,
             axes=point.shape,
@@ -109,12 +109,12 @@ def _cells(
             version=lead.version,
             outcome=lead.outcome,
             emulated=lead.emulated,
-            device_s=arm.device_s.estimate if arm else None,
+            device_s=arm.device_s if arm else None,
             processes=len(arm.timings) if arm else 0,
             flop_rate=lead.flops / median_s if median_s and lead.flops else None,
             byte_rate=lead.bytes / median_s if median_s and lead.bytes else None,
             roofline=_roofline(lead, median_s, copy_rate, product_rates),
-            versus=ratio.estimate if ratio else None,
+            versus=ratio,
             versus_provider=other.key.rsplit("/", 1)[1] if other and ratio else "",
         )
 
@@ -135,12 +135,12 @@ def _roofline(
 def _mean(kernel: str, own: Sequence[tuple[str, Arm, Arm]]) -> Iterator[KernelMean]:
     ratios = [(cell, ratio) for cell, ours, theirs in own if (ratio := speedup(theirs, ours)) is not None]
     if ratios:
-        shape, worst = min(ratios, key=lambda each: each[1].value)
+        shape, worst = min(ratios, key=lambda each: each[1].median)
         yield KernelMean(
             kernel,
             len(ratios),
-            geometric_mean([ratio for _, ratio in ratios]).estimate,
-            worst.value,
+            geometric_mean([ratio for _, ratio in ratios]),
+            worst.median,
             shape.partition("/")[2],
         )
 
@@ -148,7 +148,7 @@ def _mean(kernel: str, own: Sequence[tuple[str, Arm, Arm]]) -> Iterator[KernelMe
 def _fastest(leads: Sequence[KernelMeasurement], arms: Mapping[str, Arm | None], own: bool | None = None) -> Arm | None:
     wanted = [lead for lead in leads if own is None or (lead.point.provider in kernel_shapes.OWN) == own]
     usable = [arm for lead in wanted if (arm := arms[lead.point.key]) is not None]
-    return min(usable, key=lambda arm: arm.device_s.value, default=None)
+    return min(usable, key=lambda arm: arm.device_s.median, default=None)
 
 
 def _ceilings(
@@ -163,9 +163,9 @@ def _ceilings(
             continue
         precision = CEILING_OF[lead.point.kernel]
         if precision is None:
-            copy_rate = lead.bytes / arm.device_s.value
+            copy_rate = lead.bytes / arm.device_s.median
         else:
-            rates[precision] = lead.flops / arm.device_s.value
+            rates[precision] = lead.flops / arm.device_s.median
     return copy_rate, rates
 
 

@@ -101,15 +101,14 @@ class Running:
         point = measurement.point
         key, timings = point.key, self._timings.get(point.key, {})
         arm, base = self._arm(key), f"{point.cell}/{BASELINE}"
-        ratio = speedup(self._arm(base), arm) if arm and key != base else None
-        faster = ratio.estimate if ratio else None
+        faster = speedup(self._arm(base), arm) if arm and key != base else None
         return RunningCell(
             key=key,
             emulated=measurement.emulated,
             processes=len(timings),
             planned=len(self._processes.get(key, ())),
-            device_s=arm.device_s.estimate if arm else None,
-            submit_s=arm.submit_s.estimate if arm and arm.submit_s else None,
+            device_s=arm.device_s if arm else None,
+            submit_s=arm.submit_s if arm else None,
             speedup=faster,
             verdict=_verdict(list(timings.values()), faster, self._limit(base)),
             left_s=self._seconds(self._up_to_the_last_of(key)),
@@ -121,7 +120,7 @@ class Running:
 
     def _limit(self, base: str) -> float:
         twin = speedup(self._arm(base), self._arm(f"{base}{TWIN}"))
-        return max(THRESHOLD, LEAST_FLOOR, math.expm1(abs(math.log(twin.value))) if twin else 0.0)
+        return max(THRESHOLD, LEAST_FLOOR, math.expm1(abs(math.log(twin.median))) if twin else 0.0)
 
     def _up_to_the_last_of(self, key: str) -> int:
         return max((place + 1 for place in self._places.get(key, ()) if self._is_left[place]), default=0)

@@ -22,7 +22,7 @@ from itertools import groupby
 import numpy as np
 from numpy.typing import NDArray
 
-from mlaprof.analysis.stats import Floats
+from mlaprof.analysis.draws import Floats
 
 Levels = tuple[Sequence[float], Sequence[float]]
 """The log medians of each process of base and of new."""

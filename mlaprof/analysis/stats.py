@@ -1,29 +1,27 @@
 """Medians and ratios with 95 % percentile-bootstrap intervals, and p-values over a grid; deterministic and fast.
 
-The median of a bootstrap resample is an order statistic of the original samples, chosen by order statistics of
-uniform numbers, so it is drawn directly instead of resampling n values a draw: the same distribution in O(draws).
 Rounds that follow each other alike count for fewer: resampling blocks of them spreads the median as resampling that
 many single ones would (`_inflation`).
 
 Resampling few processes would spread their level too little: of three, no draw leaves their range, and a 95 %
 interval held the true median in 75 % of trials. So the level is drawn from Student's t instead (`_between`).
+
+Independent estimates are put together by their intervals, not draw by draw (`_together`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-DRAWS = 10_000
-LEVEL = (0.025, 0.975)  # the ends of a 95 % interval
-NORMAL_QUANTILE = 1.96  # of the same level
+from mlaprof.analysis.draws import LEVEL, Draws, Floats, median_draws
+
+NORMAL_QUANTILE = 1.96  # of a 95 % interval
 BLOCK = 8  # rounds; neighbours are a little alike, rounds further apart are not (docs/measuring.md)
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -43,30 +41,28 @@ class Estimate:
 
 @dataclass(frozen=True, eq=False)
 class Bootstrap:
-    """A statistic and DRAWS bootstrap draws of it, to be combined before an interval is taken."""
+    """A statistic and its bootstrap draws."""
 
     value: float
-    draws: Floats
+    draws: Draws
     n: int
 
     @property
     def estimate(self) -> Estimate:
         """The value with its interval; of one or two samples that is their range."""
-        ordered = np.sort(self.draws)  # twice as fast as np.percentile, and a summary takes thousands
-        low, high = np.interp(np.array(LEVEL) * (ordered.size - 1), np.arange(ordered.size), ordered)
+        low, high = self.draws.interval
         # The interval of few samples may miss its own value by rounding.
-        return Estimate(self.value, min(float(low), self.value), max(float(high), self.value), self.n)
+        return Estimate(self.value, min(low, self.value), max(high, self.value), self.n)
 
 
 def bootstrap(samples: Sequence[float], *, seed: int, block: int = 1) -> Bootstrap:
-    """The median of `samples` and its draws. Series that are to be combined need different seeds.
+    """The median of `samples` and its draws.
 
     block 1 takes the samples as independent; more resamples blocks of so many neighbours, fewer in a series of less
     than four blocks, and is never narrower than block 1. Raises ValueError on no samples or on one that is not finite.
     """
     rounds = _rounds(_finite(samples), block)
-    draws = _median_draws(rounds.ordered, rounds.effective, np.random.default_rng(seed))
-    return Bootstrap(rounds.median, draws, rounds.ordered.size)
+    return Bootstrap(rounds.median, median_draws(rounds.ordered, rounds.effective, seed), rounds.ordered.size)
 
 
 def hierarchical(processes: Sequence[Sequence[float]], *, seed: int, block: int = BLOCK) -> Bootstrap:
@@ -88,8 +84,9 @@ def hierarchical(processes: Sequence[Sequence[float]], *, seed: int, block: int 
     value = _middle(np.sort(np.concatenate(series)))
     rounds = sum(values.size for values in series)
     if min(values.min() for values in series) <= 0:  # no ratio will be taken of what the clock cannot resolve
-        return Bootstrap(value, value + _deviations(series, seed, block), rounds)
-    return Bootstrap(value, value * _exp(_deviations([np.log(values) for values in series], seed, block)), rounds)
+        return Bootstrap(value, _deviations(series, seed, block).map(lambda each: value + each), rounds)
+    deviations = _deviations([np.log(values) for values in series], seed, block)
+    return Bootstrap(value, deviations.map(lambda each: value * _exp(each)), rounds)
 
 
 def paired(
@@ -114,27 +111,74 @@ def paired(
     ratios = [np.log(after) - np.log(before) for before, after in zip(*sides, strict=True)]
     value = _middle(np.sort(np.concatenate(ratios)))
     sign = -1.0 if value < 0 else 1.0  # drawn the same way round whichever is the base
-    deviations = sign * _deviations([sign * each for each in ratios], seed, block)
-    return Bootstrap(float(np.exp(value)), _exp(value + deviations), sum(shapes[0]))
+    deviations = _deviations([sign * each for each in ratios], seed, block)
+    return Bootstrap(float(np.exp(value)), deviations.map(lambda each: _exp(value + sign * each)), sum(shapes[0]))
 
 
-def quotient(base: Bootstrap, new: Bootstrap) -> Bootstrap:
-    """new / base of two independent statistics; n is the smaller. Raises ValueError unless both are positive."""
+def quotient(base: Estimate, new: Estimate) -> Estimate:
+    """new / base of two independent estimates; n is the smaller.
+
+    Exchanging base and new inverts the interval. Raises ValueError unless both intervals are positive.
+    """
     for name, each in (("base", base), ("new", new)):
-        if each.draws.min() <= 0:
-            raise ValueError(f"{name}: expected positive samples, got {each.draws.min():g}")
-    return Bootstrap(new.value / base.value, new.draws / base.draws, min(base.n, new.n))
+        if each.ci_low <= 0:
+            raise ValueError(f"{name}: expected a positive interval, got one from {each.ci_low:g}")
+    (base_below, base_above), (new_below, new_above) = _ways([base, new])
+    value = new.median / base.median
+    return _together(value, [new_below, base_above], [new_above, base_below], min(base.n, new.n))
 
 
-def geometric_mean(ratios: Sequence[Bootstrap]) -> Bootstrap:
+def geometric_mean(ratios: Sequence[Estimate]) -> Estimate:
     """The geometric mean of independent ratios, carrying each one's uncertainty; n is the number of ratios.
 
     Raises ValueError on no ratios.
     """
     if not ratios:
         raise ValueError("ratios: expected at least one, got none")
-    value = float(np.exp(np.mean([np.log(each.value) for each in ratios])))
-    return Bootstrap(value, np.exp(np.mean([np.log(each.draws) for each in ratios], axis=0)), len(ratios))
+    if len(ratios) == 1:
+        return replace(ratios[0], n=1)
+    value = float(np.exp(np.mean(np.log([each.median for each in ratios]))))
+    below, above = _ways(ratios).T / len(ratios)
+    return _together(value, below, above, len(ratios))
+
+
+def student_interval(ratio: float, variance: float, freedom: float, n: int) -> Estimate:
+    """A ratio whose logarithm has this error variance, known with so many degrees of freedom: Student's t.
+
+    Exchanging the sides of the ratio inverts the interval.
+    """
+    reach = float(_exp(_student_quantile(freedom) * np.sqrt(variance)))
+    return Estimate(ratio, ratio / reach, ratio * reach, n)
+
+
+@lru_cache(maxsize=128)
+def _student_quantile(freedom: float) -> float:
+    from scipy.special import stdtrit  # costs a second to import, and many a command needs none
+
+    return float(stdtrit(freedom, LEVEL[1]))
+
+
+def _ways(estimates: Sequence[Estimate]) -> Floats:
+    """[estimates, 2] How far down and up each interval reaches from its median, in logarithms.
+
+    That of two or three rounds is their range, which is 1.4 standard deviations of the draws instead of 1.96.
+    """
+    low, median, high = np.log([(each.ci_low, each.median, each.ci_high) for each in estimates]).T
+    wider = np.where(np.array([each.n for each in estimates]) <= 3, np.sqrt(2), 1.0)
+    return np.stack([median - low, high - median], axis=1) * wider[:, None]
+
+
+def _together(value: float, below: ArrayLike, above: ArrayLike, n: int) -> Estimate:
+    """A product of independent factors, by how far down and up the interval of each moves it, in logarithms.
+
+    The way to either end is the root of the sum of the squares of theirs (Zou and Donner 2008, "Construction of
+    confidence limits about effect measures"): of one factor its own interval, of many that of their variances, however
+    lopsided each is. In 600 simulated sets each of 2 to 20 quotients of medians of 4 to 31 rounds, 95 % intervals of
+    their means held the true one in 95 to 99 %, of two rounds in 87 to 96 %. Drawing all factors together held it as
+    often, of two rounds in 73 to 83 %, and takes ten thousand numbers a factor.
+    """
+    down, up = (_exp(np.sqrt(np.sum(np.square(ways)))) for ways in (below, above))
+    return Estimate(value, float(value / down), float(value * up), n)
 
 
 def mann_whitney(base: Sequence[float], new: Sequence[float]) -> float:
@@ -206,7 +250,9 @@ class _Rounds:
 def _rounds(values: Floats, block: int) -> _Rounds:
     ordered = np.sort(values)
     median = _middle(ordered)
-    return _Rounds(ordered, median, values.size / _inflation(np.sign(values - median), block))
+    length = min(block, values.size // 4)  # of fewer blocks the variance is not to be had
+    inflation = _inflation(np.sign(values - median), length) if length > 1 else 1.0
+    return _Rounds(ordered, median, values.size / inflation)
 
 
 def _middle(ordered: Floats) -> float:
@@ -215,35 +261,36 @@ def _middle(ordered: Floats) -> float:
     return float(ordered[(n - 1) // 2] + ordered[n // 2]) / 2
 
 
-def _inflation(side: Floats, block: int) -> float:
+def _inflation(side: Floats, length: int) -> float:
     """By how much resampling blocks of neighbours spreads the median's rank more than resampling single samples: >= 1.
 
-    side   for each sample 1, 0 or -1: above, at or below the median
+    side    for each sample 1, 0 or -1: above, at or below the median
+    length  of the blocks
 
     The median follows how many samples lie below it, and of that count the circular block bootstrap has the variance
     of the blocks' sums (Politis and Romano 1992). Below 1 it is noise of a short series, and would claim too much.
     """
-    length = min(block, side.size // 4)  # of fewer blocks the variance is not to be had
     unequal = float(side @ side)
-    if length < 2 or unequal == 0:
+    if unequal == 0:
         return 1.0
     running = np.cumsum(np.concatenate([[0.0], side, side[: length - 1]]))
     sums = running[length:] - running[:-length]
     return max(1.0, float(sums @ sums) / (length * unequal))
 
 
-def _deviations(series: Sequence[Floats], seed: int, block: int) -> Floats:
+def _deviations(series: Sequence[Floats], seed: int, block: int) -> Draws:
     """Draws of how far the median over all processes lies from the true one."""
-    rng = np.random.default_rng(seed)
     processes = [_rounds(values, block) for values in series]
     about = np.sort(np.concatenate([each.ordered - each.median for each in processes]))
-    return _median_draws(about, sum(each.effective for each in processes), rng) + _between(processes, rng)
+    medians = median_draws(about, sum(each.effective for each in processes), seed)
+    error = _between(processes)
+    return medians.plus_student(len(processes) - 1, error) if error else medians
 
 
-def _between(processes: Sequence[_Rounds], rng: np.random.Generator) -> Floats | float:
-    """Draws of how far the level of few processes lies from that of all that could have been started.
+def _between(processes: Sequence[_Rounds]) -> float:
+    """The standard error of the level of few processes about that of all that could have been started: that of the
+    mean of their medians.
 
-    Student's t with a degree of freedom fewer than processes, times the standard error of the mean of their medians.
     Zero of one process, which tells nothing of it, and where three or more differ by no more than their rounds let
     expect.
     """
@@ -254,35 +301,7 @@ def _between(processes: Sequence[_Rounds], rng: np.random.Generator) -> Floats |
     expected = sum(each.error**2 for each in processes) / count
     if count > 2 and spread <= expected:
         return 0.0
-    return float(np.sqrt(spread / count)) * rng.permutation(_student(count - 1))
-
-
-def _median_draws(ordered: Floats, effective: float, rng: np.random.Generator) -> Floats:
-    """Medians of DRAWS resamples of the sorted samples, each of `effective` independent ones, rounded down."""
-    n = ordered.size
-    lower, upper = _ranks(max(1, int(effective)), n % 2 == 0)
-    order = rng.permutation(DRAWS)  # what is drawn of two series must be independent
-    middle: Floats = ordered[np.minimum((lower[order] * n).astype(np.intp), n - 1)]
-    if n % 2:
-        return middle
-    return (middle + ordered[np.minimum((upper[order] * n).astype(np.intp), n - 1)]) / 2
-
-
-@lru_cache(maxsize=128)  # the slow part; the same for every series of as many samples
-def _ranks(n: int, even: bool) -> tuple[Floats, Floats]:
-    """Draws of the middle one of n uniform numbers, or of the middle two: of what share of the samples lies below."""
-    rng = np.random.default_rng(n)
-    rank = n / 2 if even else (n + 1) / 2  # of the (lower) middle order statistic
-    lower = rng.beta(rank, n + 1 - rank, size=DRAWS)  # the rank-th of so many uniform numbers
-    if not even:
-        return lower, lower
-    # The next order statistic is the smallest of the uniform numbers that lie above `lower`.
-    return lower, lower + (1 - lower) * rng.beta(1, n - rank, size=DRAWS)
-
-
-@lru_cache(maxsize=16)
-def _student(freedom: int) -> Floats:
-    return np.random.default_rng(freedom).standard_t(freedom, size=DRAWS)
+    return float(np.sqrt(spread / count))
 
 
 def _exp(logs: Floats) -> Floats:

@@ -161,7 +161,7 @@ class Draws:
             changes = adjusted(changes_of(pairs, steps, one_run=kind == "within"))
             for subject in self.subjects:
                 cell, change = _cell(subject.point), changes[subject.point.key]
-                ratio, p = change.ratio.estimate, change.p_holm
+                ratio, p = change.ratio, change.p_holm
                 found.append((judge(ratio, 1.0 if p is None else p, limit, cell, cell).verdict, ratio))
         return found
 

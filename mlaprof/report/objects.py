@@ -13,6 +13,7 @@ from mlaprof.study import BOUNDED_MODES
 
 CLOCKS = ("device_s", "submit_s", "latency_s", "sustained_s", "warm_device_s")
 ESTIMATES = (*CLOCKS, "speedup", "submit_speedup", "step_speedup", "tiles_speedup")
+PARTS = ("median", "ci_low", "ci_high", "n")  # of an Estimate
 BUDGET = ("busy_s", "launch_gap_s", "host_stall_s", "sync_wait_s")
 HARDSHIPS = ("power_capped", "dropped_rounds", "other_processes", "cpu_wait")  # of the rounds; of no error
 MEMORY = (
@@ -116,14 +117,20 @@ def cell_object(cell: Cell) -> dict[str, Any]:
 
 def flat(cell: Cell) -> dict[str, Any]:
     """CSV column -> value. The dictionary of the JSON object, with what it nests spread out."""
-    row: dict[str, Any] = {name: value for name, value in cell_object(cell).items() if name in _PLAIN}
+    row: dict[str, Any] = {name: getattr(cell, name) for name in _OWN}
+    row["boundary"] = cell.boundary if cell.mode in BOUNDED_MODES else None
+    row["break_even_replays"] = cell.break_even.replays if cell.break_even else None
+    row["break_even_over"] = cell.break_even.over if cell.break_even else None
+    for names, record in ((GRAPH, cell.graph), (COUNTS, cell.counts)):
+        for name in names:
+            row[name] = getattr(record, name) if record else None
     row["notes"] = "; ".join(cell.notes)
     row["clock_events"] = "+".join(cell.clock_events)
     row["gpus"] = "+".join(cell.gpus)
     row["checks_passed"] = all(check.passed for check in cell.checks) if cell.checks else None
     for name in ESTIMATES:
         estimate: Estimate | None = getattr(cell, name)
-        for part in ("median", "ci_low", "ci_high", "n"):
+        for part in PARTS:
             row[f"{name}_{part}"] = getattr(estimate, part) if estimate else None
     row["tp_world"] = cell.ranks.world if cell.ranks else None
     row["rank_spread_s"] = cell.ranks.spread_s if cell.ranks else None
@@ -142,34 +149,21 @@ def flat(cell: Cell) -> dict[str, Any]:
     return row
 
 
-_PLAIN = (
+_OWN = (  # columns that the cell itself has
     *("key", "preset", "phase", "num_tokens", "context_len", "mode", "boundary", "way", "tiles"),
     *("outcome", "stage", "reason", "fault", "notes"),
-    *(
-        "emulated",
-        "margin_s",
-        "bound",
-        "processes",
-        "unfilled",
-        "cache",
-        "clock",
-        "first_call_s",
-        "sm_clock_hz",
-        "power_w",
-        "temperature_c",
-        "clock_events",
-    ),
+    *("emulated", "margin_s", "bound", "processes", "unfilled", "cache", "clock", "first_call_s"),
+    *("sm_clock_hz", "power_w", "temperature_c", "clock_events"),
     "throttled",
     *HARDSHIPS,
     "gpus",
-    *GRAPH,
-    *COUNTS,
-    *("coverage", "break_even_replays", "break_even_over"),
+    "coverage",
 )
+_PLAIN = (*_OWN[:-1], *GRAPH, *COUNTS, *("coverage", "break_even_replays", "break_even_over"))
 CSV_HEADER: tuple[str, ...] = (
     *_PLAIN,
     "checks_passed",
-    *(f"{name}_{part}" for name in ESTIMATES for part in ("median", "ci_low", "ci_high", "n")),
+    *(f"{name}_{part}" for name in ESTIMATES for part in PARTS),
     *(f"budget_{name}" for name in BUDGET),
     *MEMORY,
     *(f"ledger_{name}" for name in LEDGER),
@@ -213,7 +207,7 @@ def _gate_passed(cell: Cell) -> bool | None:
 
 
 def _estimate(value: Estimate | None) -> dict[str, float | int] | None:
-    return asdict(value) if value else None
+    return {part: getattr(value, part) for part in PARTS} if value else None
 
 
 def _named(record: Record | None) -> dict[str, Any] | None:

@@ -88,12 +88,11 @@ def outcomes(checked: Sequence[Checked], rows: Iterable[KernelMeasurement]) -> l
         default, tuned = default_point(each.target, each.default), point_of(each.target, _tiles(each.entry))
         pair = [known.get((point.key, cache)) or known.get((point.key, "")) for point in (default, tuned)]
         arms = [arm_of(row.point.key, {0: row}) if row is not None else None for row in pair]
-        ratio = speedup(arms[0], arms[1])
-        if ratio is None:
+        gain = speedup(arms[0], arms[1])
+        if gain is None:
             said = next((row.outcome.reason.splitlines()[0] for row in pair if row and row.outcome.reason), "no rounds")
             found.append(Check(each, "not measured", None, said))
             continue
-        gain = ratio.estimate
         verdict: Verdict = "holds" if gain.ci_low >= 1.0 else "slower" if gain.ci_high < 1.0 else "undecided"
         found.append(Check(each, verdict, gain))
     return found

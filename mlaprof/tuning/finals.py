@@ -114,11 +114,11 @@ def decide(
             chosen=_choice(keys[best]) if best else None,
             default=default,
             deployed=deployed,
-            gain=_estimate(baseline, arm),
-            confirmed=_estimate(_of(baseline, 1), _of(arm, 1)),
-            over_deployed=_estimate(ours, arm),
-            device_s=arm.device_s.estimate if arm else None,
-            default_device_s=baseline.device_s.estimate if baseline else None,
+            gain=speedup(baseline, arm),
+            confirmed=speedup(_of(baseline, 1), _of(arm, 1)),
+            over_deployed=speedup(ours, arm),
+            device_s=arm.device_s if arm else None,
+            default_device_s=baseline.device_s if baseline else None,
             floor=floor,
             finalists=_ranked(finalists, keys, baseline),
             evaluations=evaluations,
@@ -136,13 +136,13 @@ def decide(
         return decision("keep-default", "no other configuration ran", floor=floor)
     best = min(first, key=lambda key: median(first[key].timings[0].device_s))
     if deployed is not None and (ours := point_of(target, deployed).key) in first and ours != best:
-        over = _estimate(finalists[ours], finalists[best])
+        over = speedup(finalists[ours], finalists[best])
         if over is None or over.ci_low <= least:
             best = ours  # what is deployed stays, unless it is beaten beyond noise itself
     if keys[best].tiles == default.values and form_of(keys[best]) == default.kernel:
         return decision("keep-default", "the default is the fastest found", best, floor)
-    chose = _estimate(_of(baseline, 0), _of(finalists[best], 0))
-    confirmed = _estimate(_of(baseline, 1), _of(finalists[best], 1))
+    chose = speedup(_of(baseline, 0), _of(finalists[best], 0))
+    confirmed = speedup(_of(baseline, 1), _of(finalists[best], 1))
     if confirmed is None or chose is None:
         return decision("keep-default", "the fresh process could not measure it", best, floor)
     for who, found in (("the process that chose it", chose), ("the fresh process", confirmed)):
@@ -167,26 +167,21 @@ def _of(arm: Arm | None, process: int) -> Arm | None:
     return Arm(f"{arm.key}#{process}", {process: arm.timings[process]})
 
 
-def _estimate(slower: Arm | None, arm: Arm | None) -> Estimate | None:
-    found = speedup(slower, arm)
-    return found.estimate if found else None
-
-
 def _floor(baseline: Arm, twin: Arm | None) -> float | None:
     """What the default and its twin differed by in the worse process, at least LEAST_FLOOR; None without a twin."""
     ratios = [speedup(_of(baseline, process), _of(twin, process)) for process in baseline.timings]
-    known = [abs(math.log(ratio.value)) for ratio in ratios if ratio is not None]
+    known = [abs(math.log(ratio.median)) for ratio in ratios if ratio is not None]
     return max(LEAST_FLOOR, *known) if known else None
 
 
 def _ranked(finalists: dict[str, Arm], keys: dict[str, KernelPoint], baseline: Arm | None) -> tuple[Finalist, ...]:
-    order = sorted(finalists, key=lambda key: finalists[key].device_s.value)
+    order = sorted(finalists, key=lambda key: finalists[key].device_s.median)
     found = []
     for key in order:
         arm = finalists[key]
-        apart = _estimate(finalists[order[0]], arm)
+        apart = speedup(finalists[order[0]], arm)
         tied = apart is not None and apart.ci_low <= TIE <= apart.ci_high
-        found.append(Finalist(_choice(keys[key]), arm.device_s.estimate, _estimate(baseline, arm), tied))
+        found.append(Finalist(_choice(keys[key]), arm.device_s, speedup(baseline, arm), tied))
     return tuple(found)
 
 

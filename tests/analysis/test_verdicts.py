@@ -75,7 +75,8 @@ def verdicts_on(cells: int, factor: float, limit: float, seed: int) -> list[Verd
     adjusted = holm([mann_whitney(base, new) for base, new in pairs])
     found = []
     for place, ((base, new), p) in enumerate(zip(pairs, adjusted, strict=True)):
-        change = quotient(hierarchical([base], seed=2 * place), hierarchical([new], seed=2 * place + 1)).estimate
+        sides = (hierarchical([side], seed=seed).estimate for seed, side in enumerate((base, new), start=2 * place))
+        change = quotient(*sides)
         seen = verdict(change, limit)
         found.append("AMBIGUOUS" if seen in ("SLOWER", "FASTER") and p >= SIGNIFICANCE else seen)
     return found
