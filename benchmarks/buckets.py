@@ -2,7 +2,7 @@
 
 python benchmarks/buckets.py predict BASE                  the comparison as predicted, a Markdown table
 python benchmarks/buckets.py measure BASE --samples DIR    times all lists of a trace in one process, for each trace
-python benchmarks/buckets.py report BASE --samples DIR     results/reference/buckets-h100.json of BASE and those samples
+python benchmarks/buckets.py report BASE --samples DIR     the tables of docs/buckets.md and buckets-h100.json
 python benchmarks/buckets.py scale BASE                    seconds and bytes of a trace of 10^6 steps, 8192 candidates
 
 BASE is a run of `mlaprof sweep` with split_eager and a mode of piecewise graphs, with a memory ledger. Everything is
@@ -43,6 +43,7 @@ from mlaprof.sizing.scheduler import Scheduler, run  # noqa: E402
 from mlaprof.sizing.score import Expected  # noqa: E402
 
 ARTIFACT = ROOT / "results" / "reference" / "buckets-h100.json"
+PAGE = ROOT / "docs" / "buckets.md"
 CLOCK_LAYERS = 61
 MAX_BATCH_SIZE = 256
 STRATA = 16  # steps that stand for a trace, the same under every list
@@ -101,11 +102,11 @@ def main() -> int:
         if given.what == "measure":
             measure(base, costs, entries, given.samples, traces=given.traces.split(","), device=given.device)
             continue
-        found = compared(costs, entries, given.samples) if given.what == "report" else None
-        clocks[clock] = found
-        print(f"\nby {costs.clock_name}, padding share {costs.padding_share:.2f}\n\n{table(entries, found)}")
+        clocks[clock] = compared(costs, entries, given.samples)
+        print(f"\nby {costs.clock_name}, padding share {costs.padding_share:.2f}\n\n{table(clocks[clock])}")
     if given.what == "report":
         given.out.write_text(json.dumps({**told(base), "clocks": clocks}, indent=1) + "\n")
+        PAGE.write_text(filled(PAGE.read_text(), clocks))
     return 0
 
 
@@ -197,13 +198,13 @@ def told(base: Run) -> dict[str, Any]:
     }
 
 
-def compared(costs: Costs, entries: list[Entry], folder: Path) -> dict[str, Any]:
+def compared(costs: Costs, entries: list[Entry], folder: Path | None) -> dict[str, Any]:
     """Predicted and measured step time of every list, by one clock; null where a trace has no samples."""
     rows, ratios = [], []
     for trace in NAMED:
         of_trace = [entry for entry in entries if entry.trace == trace]
-        path = samples_path(folder, costs.clock, trace)
-        beside = json.loads(gzip.decompress(path.read_bytes())) if path.exists() else None
+        path = samples_path(folder, costs.clock, trace) if folder else None
+        beside = json.loads(gzip.decompress(path.read_bytes())) if path and path.exists() else None
         rounds = trace_rounds(of_trace[0].asked, beside, costs) if beside else {}
         for entry in of_trace:
             expected = entry.found(beside)
@@ -238,7 +239,6 @@ def compared(costs: Costs, entries: list[Entry], folder: Path) -> dict[str, Any]
         "layers": costs.layers,
         "padding_share": costs.padding_share,
         "padded_cells": costs.padded_cells,
-        "rounds": ROUNDS[costs.clock],
         "rows": rows,
         "default_over_ours": ratios,
     }
@@ -269,32 +269,52 @@ def measured(beside: dict[str, Any], rounds: dict[str, list[float]], name: str) 
     }
 
 
-def table(entries: list[Entry], found: dict[str, Any] | None = None) -> str:
-    """A row a trace and engine, in Markdown; memory and steps of lists as measured where they were, else predicted."""
+def table(found: dict[str, Any]) -> str:
+    """A row a trace and engine, in Markdown; memory and steps of lists as measured where they were, else predicted.
+
+    An asterisk where the best list took more memory than the default, for all that was predicted.
+    """
     lines = [
         "| trace | default of | sizes | MiB | step ms | best at its memory: sizes | MiB | step ms | default / best, "
         "predicted | measured |",
         "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
-    rows = {(row["trace"], row["engine"], row["which"]): row for row in found["rows"]} if found else {}
-    ratios = {(each["trace"], each["engine"]): each for each in found["default_over_ours"]} if found else {}
-    for default, ours in pairs(entries):
-        cells = [default.trace, default.engine]
-        for each in (default, ours):
-            row = rows.get(
-                (each.trace, each.engine, each.which), {"predicted": asdict(each.tries[0]), "measured": None}
-            )
-            predicted, seen = row["predicted"], row["measured"]
-            num_bytes = seen["pool_bytes"] + seen["driver_bytes"] if seen else predicted["memory_bytes"]
-            step_s = seen["steps_s"]["median"] if seen else predicted["step_s"]
-            cells += [f"{len(predicted['sizes'])}", f"{num_bytes / 2**20:.0f}", f"{1e3 * step_s:.3f}"]
-        ratio = ratios.get((default.trace, default.engine))
-        predicted = ratio["predicted"] if ratio else default.tries[0].step_s / ours.tries[0].step_s
-        seen = ratio["measured"] if ratio else None
-        cells.append(f"{predicted:.3f}x")
-        cells.append(f"{seen['median']:.3f}x [{seen['ci_low']:.3f}, {seen['ci_high']:.3f}]" if seen else "not yet")
+    ratios = {(each["trace"], each["engine"]): each for each in found["default_over_ours"]}
+    for default, ours in zip(found["rows"][::2], found["rows"][1::2], strict=True):
+        ratio = ratios[default["trace"], default["engine"]]
+        seen = ratio["measured"]
+        above = "*" if taken_bytes(ours) > taken_bytes(default) else ""
+        cells = [
+            default["trace"],
+            default["engine"],
+            *list_cells(default),
+            *list_cells(ours, above),
+            f"{ratio['predicted']:.3f}x",
+            f"{seen['median']:.3f}x [{seen['ci_low']:.3f}, {seen['ci_high']:.3f}]" if seen else "not yet",
+        ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def list_cells(row: dict[str, Any], mark: str = "") -> tuple[str, str, str]:
+    predicted, seen = row["predicted"], row["measured"]
+    step_s = seen["steps_s"]["median"] if seen else predicted["step_s"]
+    return f"{len(predicted['sizes'])}", f"{taken_bytes(row) / 2**20:.0f}{mark}", f"{1e3 * step_s:.3f}"
+
+
+def taken_bytes(row: dict[str, Any]) -> int:
+    seen = row["measured"]
+    return int(seen["pool_bytes"] + seen["driver_bytes"] if seen else row["predicted"]["memory_bytes"])
+
+
+def filled(page: str, clocks: dict[str, Any]) -> str:
+    """The page with its tables made anew, each between its two marks."""
+    for clock, found in clocks.items():
+        begin, end = f"<!-- buckets {clock} -->\n", f"<!-- /buckets {clock} -->"
+        before, _, rest = page.partition(begin)
+        _, _, after = rest.partition(end)
+        page = f"{before}{begin}{table(found)}\n{end}{after}"
+    return page
 
 
 def scale(base: Path) -> int:
