@@ -1,7 +1,7 @@
 """Puts chosen capture sizes to the test: the best list at the memory of each engine's default, beside that default.
 
 python benchmarks/buckets.py predict BASE                  the comparison as predicted, a Markdown table
-python benchmarks/buckets.py measure BASE --samples DIR    times all lists of a trace in one process, for each trace
+python benchmarks/buckets.py measure BASE --samples DIR    times all lists of a trace in one process, a process a trace
 python benchmarks/buckets.py report BASE --samples DIR     the tables of docs/buckets.md and buckets-h100.json
 python benchmarks/buckets.py scale BASE                    seconds and bytes of a trace of 10^6 steps, 8192 candidates
 
@@ -95,6 +95,9 @@ def main() -> int:
         return scale(given.base)
     if given.what != "predict" and given.samples is None:
         parser.error("--samples DIR")
+    traces = given.traces.split(",")
+    if given.what == "measure" and len(traces) * len(given.clock.split(",")) > 1:
+        return measure_each(given, traces)
     base = store.load_layers(given.base)
     summary, layers = summarize(base), stored_layers(base.manifest.study_yaml)
     clocks = {}
@@ -102,7 +105,7 @@ def main() -> int:
         costs = costs_of(summary, measured_layers=layers, clock=clock)
         entries = entries_of(costs)
         if given.what == "measure":
-            measure(base, costs, entries, given.samples, traces=given.traces.split(","), device=given.device)
+            measure(base, costs, entries, given.samples, trace=traces[0], device=given.device)
             continue
         clocks[clock] = compared(costs, entries, given.samples)
         print(f"\nby {costs.clock_name}, padding share {costs.padding_share:.2f}\n\n{table(clocks[clock])}")
@@ -154,29 +157,36 @@ def samples_path(folder: Path, clock: Clock, trace: str) -> Path:
     return folder / f"{clock}-{trace}.json.gz"
 
 
-def measure(base: Run, costs: Costs, entries: list[Entry], folder: Path, *, traces: list[str], device: Device) -> None:
-    """All lists of a trace beside one another, for each trace; a trace that has its file is passed over."""
+def measure_each(given: argparse.Namespace, traces: list[str]) -> int:
+    """Each clock and trace in a process of its own; one that has its file is passed over."""
+    for clock in given.clock.split(","):
+        for trace in traces:
+            if not samples_path(given.samples, clock, trace).exists():
+                command = [sys.executable, __file__, "measure", str(given.base), "--samples", str(given.samples),
+                           "--clock", clock, "--traces", trace, "--device", given.device]  # fmt: skip
+                subprocess.run(command, check=True)
+    return 0
+
+
+def measure(base: Run, costs: Costs, entries: list[Entry], folder: Path, *, trace: str, device: Device) -> None:
+    """All lists of a trace beside one another."""
     from buckets_paired import measure_beside  # torch, which the rest has no use for
 
+    print(f"{trace}, by {costs.clock_name}", flush=True)
+    of_trace = [entry for entry in entries if entry.trace == trace]
+    counts = sorted({each.num_tokens for each in of_trace[0].asked})
+    first = of_trace[0].tries[0].sizes
+    lists = {
+        entry.name: [job_under(base, each.sizes, counts, costs.way, device) for each in entry.tries]
+        for entry in of_trace
+    }
+    lists[AGAIN] = [job_under(base, first, counts, costs.way, device)]
+    lists[NOTHING] = [job_under(base, first, counts, costs.eager_way, device)]
+    within = {ours.name: default.name for default, ours in pairs(of_trace)}
+    found = measure_beside(lists, within, bursts=costs.clock == "step", rounds=ROUNDS[costs.clock])
     folder.mkdir(parents=True, exist_ok=True)
-    for trace in traces:
-        path = samples_path(folder, costs.clock, trace)
-        if path.exists():
-            continue
-        print(f"{trace}, by {costs.clock_name}", flush=True)
-        of_trace = [entry for entry in entries if entry.trace == trace]
-        counts = sorted({each.num_tokens for each in of_trace[0].asked})
-        first = of_trace[0].tries[0].sizes
-        lists = {
-            entry.name: [job_under(base, each.sizes, counts, costs.way, device) for each in entry.tries]
-            for entry in of_trace
-        }
-        lists[AGAIN] = [job_under(base, first, counts, costs.way, device)]
-        lists[NOTHING] = [job_under(base, first, counts, costs.eager_way, device)]
-        within = {ours.name: default.name for default, ours in pairs(of_trace)}
-        found = measure_beside(lists, within, bursts=costs.clock == "step", rounds=ROUNDS[costs.clock])
-        with gzip.open(path, "wt") as file:
-            json.dump({"emulated": device == "cpu", **asdict(found)}, file)
+    with gzip.open(samples_path(folder, costs.clock, trace), "wt") as file:
+        json.dump({"emulated": device == "cpu", **asdict(found)}, file)
 
 
 def job_under(base: Run, sizes: tuple[int, ...], counts: list[int], way: str, device: Device) -> Job:

@@ -4,7 +4,8 @@ in random order.
 A process a list would tell lists apart by what the machine did meanwhile: one list's host-bound steps differed by 40 %
 between two processes where the lists differ by 1 %. Here what slows a round slows all lists of it. They share weights,
 caches and inputs, too: with copies of those at other addresses, one list captured twice differed by 0.8 % on the
-device.
+device. A list that took too much memory stays captured, too: the driver would give the executables of a graph that is
+gone to the next list, which would seem to take none. For the same reason a process measures one trace.
 """
 
 from __future__ import annotations
@@ -86,9 +87,10 @@ def measure_beside(
     print(f"  kernels loaded, {perf_counter() - begin_s:.0f} s", flush=True)
     arms: dict[str, Arm] = {}
     captured: dict[str, Captured] = {}
+    too_large: list[Arm] = []
     for name, jobs in lists.items():
         most_bytes = captured[within[name]].memory_bytes if name in within else None
-        arms[name], captured[name] = _first_within(rig, jobs, most_bytes)
+        arms[name], captured[name] = _first_within(rig, jobs, most_bytes, too_large)
     print(f"  {len(captured)} lists captured, {perf_counter() - begin_s:.0f} s", flush=True)
     clock, steps = clock_of(first), []
     with Nvml() as nvml:
@@ -127,13 +129,15 @@ def _arm(rig: Rig, job: Job) -> Arm:
     return build_arm(job, job.points[0], rig.stack, rig.buffers, rig.metadata, rig.group)
 
 
-def _first_within(rig: Rig, jobs: Sequence[Job], most_bytes: int | None) -> tuple[Arm, Captured]:
+def _first_within(rig: Rig, jobs: Sequence[Job], most_bytes: int | None, too_large: list[Arm]) -> tuple[Arm, Captured]:
+    """The first job whose list takes at most so much, or the last; those before it join too_large."""
     for job in jobs:
         arm = _arm(rig, job)
         captured = _captured(rig, arm, job)
-        if most_bytes is None or captured.memory_bytes <= most_bytes:
+        if most_bytes is None or captured.memory_bytes <= most_bytes or job is jobs[-1]:
             break
         print(f"  {len(captured.sizes)} sizes take {captured.memory_bytes} bytes, above {most_bytes}", flush=True)
+        too_large.append(arm)
     return arm, captured
 
 
