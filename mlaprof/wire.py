@@ -21,6 +21,12 @@ from mlaprof.records import (
 )
 from mlaprof.traces import TraceMeasurement
 
+# By the kind that a run file has beside each row; `trace` is not kept in one.
+_RECORDS: dict[str, type[Measurement] | type[KernelMeasurement]] = {
+    **dict.fromkeys(("timing", "memory", "counts", "compile", "dispatch", "noise"), Measurement),
+    **dict.fromkeys(("kernel", "search"), KernelMeasurement),
+}
+
 # What steers a terminal, C0 and C1, has no place in a name or a reason; a reason may have lines.
 _STEERING = dict.fromkeys((each for each in (*range(32), *range(127, 160)) if chr(each) not in "\n\t"), "?")
 # Without one of these a line's strings hold nothing to replace: they need not be looked at one by one.
@@ -42,6 +48,12 @@ def encode(event: Event) -> str:
 def decode(line: str | bytes) -> AnyMeasurement:
     """The measurement that `encode` wrote. Raises ValueError on anything else."""
     return _measurement(_json(line))
+
+
+def decode_row(kind: str, text: str) -> AnyMeasurement:
+    """As decode, where a run file says of which kind the measurement is: in one pass, unless a string needs a look."""
+    record = _RECORDS.get(kind)
+    return decode(text) if record is None or _may_steer(text) else record.model_validate_json(text)
 
 
 def decode_event(line: str | bytes) -> Event:

@@ -49,6 +49,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     import torch  # two seconds that tests of the parent process need not pay
 
     if torch.cuda.is_available():
+        from mlaprof.kernels.stable_keys import make_keys_stable
+
+        make_keys_stable()  # before the first launch of any test, as a worker does
         return
     skip = pytest.mark.skip(reason="needs a CUDA GPU, and torch sees none")
     for item in on_gpu:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from mlaprof.records import Point
+from mlaprof.records import Measurement, Outcome, Point
 from mlaprof.study import TileChoice
-from mlaprof.wire import decode_event
+from mlaprof.wire import decode, decode_event, decode_row, encode
 
 
 def test_a_trusted_point_is_the_validated_one() -> None:
@@ -35,6 +35,25 @@ def test_what_steers_a_terminal_is_replaced_however_it_is_written(written: str) 
     steering = {chr(each) for each in (*range(32), *range(127, 160))} - {"\n", "\t"}
     assert event.key and not steering & set(event.key)
     assert len(event.key) == len(json.loads(f'"{written}"'))
+
+
+@pytest.mark.parametrize("reason", ["ran out", "a\x1b[31m", "two\nlines", "é"])
+def test_a_row_is_read_as_its_line_is(reason: str) -> None:
+    """In one pass or not; and a row that says it is of another kind is none."""
+    line = encode(
+        Measurement(
+            point=Point.trusted("v3.2", "prefill", 4, 64, "split_piecewise", "proj", ()),
+            kind="timing",
+            outcome=Outcome(status="failed", stage="measure", reason=reason),
+            emulated=True,
+            recorded_at="2026-11-23T10:15:00+00:00",
+        )
+    )
+
+    assert decode_row("timing", line) == decode(line)
+    for wrong in ("timing", line[:-1]), ("kernel", line.replace("\\", "")):
+        with pytest.raises(ValueError):
+            decode_row(*wrong)
 
 
 def test_the_figures_say_how_they_were_made(checkout: Path) -> None:

@@ -40,7 +40,7 @@ class Place:
         """The environment of what is started here."""
         return {
             **{name: value for name, value in os.environ.items() if name not in ("FORCE_COLOR", "TTY_COMPATIBLE")},
-            "PYTHONPATH": str(self.checkout),
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(self.checkout), os.environ.get("PYTHONPATH", "")])),
             "TMPDIR": str(self.temporary),
             "COLUMNS": "160",
             "PYTHONIOENCODING": "utf-8",

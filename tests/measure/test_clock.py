@@ -239,7 +239,8 @@ def test_a_real_device_fills_its_queue(cold):
     samples = [clock.sample(step) for _ in range(10)]
     burst = clock.burst(step, 50)
     assert all(each.filled for each in samples)
-    assert all(0.0 < each.device_s < each.submit_s < each.latency_s for each in samples[1:])
+    # Submission and latency are of two calls: either may be the longer where the host sets the pace.
+    assert all(0.0 < each.device_s < min(each.submit_s, each.latency_s) for each in samples[1:])
     assert 0.0 < burst.warm_device_s < burst.sustained_s
 
 

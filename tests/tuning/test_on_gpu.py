@@ -59,10 +59,8 @@ def test_a_recorded_launch_is_found_compiled_by_the_launch_itself(tmp_path, monk
     from mlaprof.cases import CASES
     from mlaprof.kernel_shapes import complete
     from mlaprof.kernels.launches import recorded
-    from mlaprof.kernels.stable_keys import make_keys_stable
     from mlaprof.worker.compilers import Compilers
 
-    make_keys_stable()
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     shape = complete("topk", {"num_rows": 8, "width": 1000, "k": 100})
     values = {"block": 1024, "num_warps": 8, "num_pieces": 2, "ambiguous": 128, "num_registers": 0}
